@@ -1,0 +1,1 @@
+//! Model manifest, verifier, and generator of tiny models that the real engines load.

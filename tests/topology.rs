@@ -1,0 +1,1 @@
+//! The two machines: up, healthy, seeded and reachable.
