@@ -1,0 +1,3 @@
+//! The `wopr` command.
+
+fn main() {}
