@@ -1,1 +1,12 @@
-//! Boots the WOPR stack as two machines, breaks what lies between them, and proves what the platform does about it.
+//! Boots the WOPR stack as two machines, breaks what lies between them, and proves what the platform
+//! does about it.
+
+pub mod control;
+pub mod dirs;
+pub mod engine;
+pub mod image;
+pub mod machine;
+pub mod profile;
+pub mod progress;
+pub mod service;
+pub mod settings;

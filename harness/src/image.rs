@@ -1,0 +1,129 @@
+//! Images: what the machines and their services are made of, and the golden volume that a machine
+//! boots from. Made when their inputs change, and only then.
+
+mod base;
+mod built;
+mod error;
+mod fixtures;
+mod golden;
+mod inputs;
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::dirs::Dirs;
+use crate::engine::{Engine, LABEL_IMAGE_SET};
+use crate::machine::golden_volume;
+use crate::profile::Profile;
+use crate::progress::Progress;
+use crate::service::Service;
+use crate::settings::StackSettings;
+
+pub use error::ImageError;
+
+/// Images that belong together, and the golden volume made of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSet {
+    /// Twelve hex digits: a digest of every image and of all that shaped the golden volume.
+    pub id: String,
+    /// Image of a machine.
+    pub machine: String,
+    /// Image of the Toxiproxy sidecar and of the cloud's stand-in.
+    pub sidecar: String,
+    /// Image of each service.
+    pub services: BTreeMap<Service, String>,
+}
+
+impl ImageSet {
+    /// Name of its golden volume.
+    pub fn golden(&self) -> String {
+        golden_volume(&self.id)
+    }
+
+    /// The image that says, by being there, that the golden volume is complete.
+    fn seal(&self) -> String {
+        format!("wopr/golden:{}", self.id)
+    }
+}
+
+/// Makes what is missing of the images and the golden volume of a profile. Takes seconds to minutes
+/// the first time, and milliseconds when all is there. Several processes may call it at once: one
+/// builds, the others wait.
+///
+/// # Errors
+/// [`ImageError`] with what failed and what to do; nothing half-made is taken for whole later.
+pub async fn ensure(
+    engine: &Engine,
+    dirs: &Dirs,
+    profile: &Profile,
+    settings: &StackSettings,
+    progress: &Progress,
+) -> Result<ImageSet, ImageError> {
+    let lock = dirs.state.join("images.lock");
+    let _held = crate::engine::lock_file(&lock).await?;
+    let built = built::ensure(engine, dirs, profile, progress).await?;
+    let mut services = BTreeMap::new();
+    let mut digest = Sha256::new();
+    digest.update(&built.machine);
+    for service in Service::ALL {
+        let image = match profile.chosen(service) {
+            Some(image) => image.to_owned(),
+            None => built.services.get(&service).cloned().unwrap_or_default(),
+        };
+        digest.update(service.name());
+        digest.update(&image);
+        digest.update(chosen_id(engine, profile, service, &image, progress).await?);
+        services.insert(service, image);
+    }
+    for file in ["local/vps/docker-compose.yml", "local/gpu/docker-compose.yml"] {
+        digest.update(inputs::read(&dirs.root.join(file))?);
+    }
+    digest.update(settings.digest());
+    let set = ImageSet {
+        id: hex::encode(digest.finalize())[..12].to_owned(),
+        machine: built.machine,
+        sidecar: built.sidecar,
+        services,
+    };
+    golden::ensure(engine, dirs, &set, settings, progress).await?;
+    Ok(set)
+}
+
+/// The id of a chosen image, which is pulled when it is not on the host: `:latest` moves, and a set
+/// made of an older one must not be taken for this one.
+async fn chosen_id(
+    engine: &Engine,
+    profile: &Profile,
+    service: Service,
+    image: &str,
+    progress: &Progress,
+) -> Result<String, ImageError> {
+    if let Some(found) = engine.image(image).await? {
+        return Ok(found.id.unwrap_or_default());
+    }
+    let task = progress.begin(format!("pulling {image} for {service}"));
+    let login = profile.login().map(|login| bollard::auth::DockerCredentials {
+        username: Some(login.username.clone()),
+        password: Some(login.password.clone()),
+        serveraddress: login.server.clone(),
+        ..Default::default()
+    });
+    engine.pull(image, login).await?;
+    task.done();
+    Ok(engine
+        .image(image)
+        .await?
+        .and_then(|found| found.id)
+        .unwrap_or_default())
+}
+
+/// The image sets whose golden volume is on this host.
+///
+/// # Errors
+/// [`ImageError::Engine`].
+pub async fn list(engine: &Engine) -> Result<Vec<String>, ImageError> {
+    let volumes = engine.volumes_with_label(LABEL_IMAGE_SET).await?;
+    let id = |name: String| name.strip_prefix("wopr-golden-").map(str::to_owned);
+    Ok(volumes.into_iter().filter_map(id).collect())
+}

@@ -1,0 +1,251 @@
+//! A machine: a container with its own Docker engine, and its name, kind and specification.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use wopr_machine::paths;
+
+use crate::engine::{ContainerSpec, HostPort, LABEL_MACHINE, LABEL_TOPOLOGY, MountSpec, PortMap, Privilege};
+
+/// The kind of a machine: which stack it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// postgres, platform-api, platform-ui and caddy.
+    Vps,
+    /// llama-cpp, chatterbox, whisper and qwen-embeddings.
+    Gpu,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Vps => "vps",
+            Self::Gpu => "gpu",
+        })
+    }
+}
+
+/// Name of a machine within its topology: `vps`, `gpu`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MachineName(Cow<'static, str>);
+
+/// The VPS machine.
+pub const VPS: MachineName = MachineName(Cow::Borrowed("vps"));
+/// The GPU machine.
+pub const GPU: MachineName = MachineName(Cow::Borrowed("gpu"));
+
+/// A name that no machine has.
+#[derive(Debug, thiserror::Error)]
+#[error("no machine is called {given:?}; the machines are vps and gpu")]
+pub struct NoSuchMachine {
+    given: String,
+}
+
+impl MachineName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The kind of the machine.
+    pub fn role(&self) -> Role {
+        if *self == VPS { Role::Vps } else { Role::Gpu }
+    }
+
+    /// Its host name, as `wopr-vps`.
+    pub fn hostname(&self) -> String {
+        format!("wopr-{}", self.0)
+    }
+}
+
+impl fmt::Display for MachineName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl std::str::FromStr for MachineName {
+    type Err = NoSuchMachine;
+
+    fn from_str(text: &str) -> Result<Self, NoSuchMachine> {
+        match text.strip_prefix("wopr-").unwrap_or(text) {
+            "vps" => Ok(VPS),
+            "gpu" => Ok(GPU),
+            _ => Err(NoSuchMachine {
+                given: text.to_owned(),
+            }),
+        }
+    }
+}
+
+/// How the machines of a topology differ from those of any other.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// Id of the topology; `local` for the one started by hand.
+    pub topology: String,
+    /// The checkout.
+    pub root: PathBuf,
+    /// Parent of the control directories.
+    pub control: PathBuf,
+    /// The machine image.
+    pub image: String,
+    /// Id of the image set, and name of its golden volume.
+    pub image_set: String,
+    /// Directory of models.
+    pub models: PathBuf,
+    /// Address of each machine.
+    pub addresses: BTreeMap<MachineName, Ipv4Addr>,
+    /// What machines may do to the host.
+    pub privilege: Privilege,
+    /// Group that may use the engines' sockets.
+    pub gid: u32,
+}
+
+/// Id of the topology that people start by hand.
+pub const BY_HAND: &str = "local";
+
+impl Setting {
+    fn by_hand(&self) -> bool {
+        self.topology == BY_HAND
+    }
+
+    /// Name on the host of something of this topology: `wopr-vps` by hand, else `wopr-3f2a-vps`.
+    pub fn name(&self, what: &str) -> String {
+        if self.by_hand() {
+            format!("wopr-{what}")
+        } else {
+            format!("wopr-{}-{what}", self.topology)
+        }
+    }
+
+    /// Name of the topology's network.
+    pub fn network(&self) -> String {
+        self.name("dev")
+    }
+
+    /// A machine's control directory on the host.
+    pub fn control_directory(&self, machine: &MachineName) -> PathBuf {
+        self.control.join(machine.as_str())
+    }
+
+    /// Names of a machine's own volumes.
+    pub fn volumes(&self, machine: &MachineName) -> [String; 2] {
+        ["docker-data", "containerd-data"].map(|what| self.name(&format!("{machine}-{what}")))
+    }
+
+    /// Labels of everything of this topology.
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([(LABEL_TOPOLOGY.to_owned(), self.topology.clone())])
+    }
+
+    /// What `machine`'s container is made from. local/docker-compose.yml says the same for the
+    /// topology by hand; a test holds the two equal.
+    pub fn machine(&self, machine: &MachineName) -> ContainerSpec {
+        let [docker, containerd] = self.volumes(machine);
+        let workspace = self.root.join("local").join(machine.role().to_string());
+        let mut mounts = vec![
+            MountSpec::volume(docker, paths::DOCKER_ROOT),
+            MountSpec::volume(containerd, paths::CONTAINERD_ROOT),
+            MountSpec::volume(golden_volume(&self.image_set), paths::GOLDEN).read_only(),
+            MountSpec::directory(workspace, &format!("{}/{}", paths::WORKSPACE, machine.role())),
+            MountSpec::directory(self.control_directory(machine), paths::CONTROL),
+        ];
+        if machine.role() == Role::Gpu {
+            mounts.push(MountSpec::directory(&self.models, paths::MODELS).read_only());
+        }
+        let mut labels = self.labels();
+        labels.insert(LABEL_MACHINE.to_owned(), machine.to_string());
+        ContainerSpec {
+            name: self.name(machine.as_str()),
+            image: self.image.clone(),
+            hostname: machine.hostname(),
+            command: Vec::new(),
+            environment: self.environment(machine),
+            labels,
+            hosts: self
+                .addresses
+                .iter()
+                .map(|(name, address)| (name.hostname(), *address))
+                .collect(),
+            ports: self.ports(machine),
+            mounts,
+            tmpfs: vec!["/run".to_owned()],
+            dns: vec![paths::DNS_ADDRESS],
+            privilege: self.privilege,
+        }
+    }
+
+    fn environment(&self, machine: &MachineName) -> BTreeMap<String, String> {
+        let pairs = [
+            ("WOPR_MACHINE", machine.role().to_string()),
+            ("WOPR_IMAGE_SET", self.image_set.clone()),
+            ("WOPR_SOCKET_GID", self.gid.to_string()),
+            ("WOPR_DNS_OTHERS", "refuse".to_owned()),
+        ];
+        pairs
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect()
+    }
+
+    fn ports(&self, machine: &MachineName) -> Vec<PortMap> {
+        let ports: &[(u16, &'static str)] = match machine.role() {
+            Role::Vps => &[(3100, "WOPR_API_PORT"), (80, "WOPR_HTTP_PORT")],
+            Role::Gpu => &[
+                (8080, "WOPR_LLAMA_PORT"),
+                (8081, "WOPR_CHATTERBOX_PORT"),
+                (8082, "WOPR_WHISPER_PORT"),
+                (8083, "WOPR_QWEN_PORT"),
+            ],
+        };
+        let host = |port, variable| match self.by_hand() {
+            true => HostPort::Fixed {
+                port: chosen_port(variable).unwrap_or(port),
+                variable,
+            },
+            false => HostPort::Free,
+        };
+        let map = |&(port, variable): &(u16, &'static str)| PortMap {
+            container: port,
+            host: host(port, variable),
+        };
+        ports.iter().map(map).collect()
+    }
+}
+
+fn chosen_port(variable: &str) -> Option<u16> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+/// Name of an image set's golden volume.
+pub fn golden_volume(image_set: &str) -> String {
+    format!("wopr-golden-{image_set}")
+}
+
+/// The inner engine's socket in a machine's control directory.
+pub fn engine_socket(control: &Path) -> PathBuf {
+    control.join(paths::ENGINE_SOCKET)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_known_by_either_name() {
+        assert_eq!("wopr-gpu".parse::<MachineName>().unwrap(), GPU);
+        assert_eq!("vps".parse::<MachineName>().unwrap(), VPS);
+    }
+
+    #[test]
+    fn an_unknown_machine_is_named_in_the_error() {
+        let error = "db".parse::<MachineName>().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            r#"no machine is called "db"; the machines are vps and gpu"#
+        );
+    }
+}
