@@ -79,6 +79,11 @@ impl Dirs {
         private(&run, "WOPR_RUN_DIR")?;
         Ok(Self { root, state, run })
     }
+
+    /// Where the tiny models are.
+    pub fn tiny_models(&self) -> PathBuf {
+        self.root.join("models/tiny")
+    }
 }
 
 /// Makes `path`, readable by its owner alone, and insists that it is this user's: /tmp is open to

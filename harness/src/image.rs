@@ -62,6 +62,8 @@ pub async fn ensure(
 ) -> Result<ImageSet, ImageError> {
     let lock = dirs.state.join("images.lock");
     let _held = crate::engine::lock_file(&lock).await?;
+    // The golden GPU machine boots on them, and so does every topology that chooses no other.
+    wopr_models::tiny::write_all(&dirs.tiny_models())?;
     let built = built::ensure(engine, dirs, profile, progress).await?;
     let mut services = BTreeMap::new();
     let mut digest = Sha256::new();

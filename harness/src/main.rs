@@ -1,3 +1,10 @@
-//! The `wopr` command.
+//! `wopr`: the two-machine topology by hand.
 
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    cli::run().await
+}

@@ -24,7 +24,10 @@ pub type BuildLine<'a> = &'a str;
 
 impl Default for BuildContext {
     fn default() -> Self {
-        Self(tar::Builder::new(Vec::new()))
+        let mut builder = tar::Builder::new(Vec::new());
+        // A classic builder does not know GNU's sparse entries.
+        builder.sparse(false);
+        Self(builder)
     }
 }
 

@@ -157,7 +157,6 @@ fn configuration(service: Service) -> String {
             // Fast shutdown: a client that stays connected does not hold up the machine's end.
             "STOPSIGNAL SIGINT",
             r#"ENTRYPOINT ["/usr/local/bin/postgres-entrypoint"]"#,
-            r#"CMD ["-c", "listen_addresses=*"]"#,
         ],
         Service::PlatformApi => &[
             r#"ENTRYPOINT ["/usr/local/bin/platform-api"]"#,

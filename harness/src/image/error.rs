@@ -50,6 +50,9 @@ pub enum ImageError {
         /// How mmdebstrap ended.
         mmdebstrap: String,
     },
+    /// The tiny models could not be made.
+    #[error(transparent)]
+    Models(#[from] wopr_models::tiny::TinyError),
     /// A service did not become healthy on a machine that makes a golden volume.
     #[error("while the golden volume was made, {service} on {machine} did not become healthy within {} s ({answer}); its last words:\n{log}", .patience.as_secs())]
     Unhealthy {

@@ -154,7 +154,7 @@ impl Maker<'_> {
                 ),
                 MountSpec::directory(local(&role.to_string()), &format!("{}/{role}", paths::WORKSPACE)),
                 MountSpec::directory(&directory, paths::CONTROL),
-                MountSpec::directory(self.dirs.root.join("models/tiny"), paths::MODELS).read_only(),
+                MountSpec::directory(self.dirs.tiny_models(), paths::MODELS).read_only(),
             ],
             tmpfs: vec!["/run".to_owned()],
             dns: vec![paths::DNS_ADDRESS],
