@@ -80,6 +80,25 @@ impl Dirs {
         Ok(Self { root, state, run })
     }
 
+    /// Control directories of the topology by hand, under a short name: those in the checkout may lie
+    /// too deep for a socket's path.
+    ///
+    /// # Errors
+    /// [`DirsError::Io`].
+    pub fn by_hand_control(&self) -> Result<PathBuf, DirsError> {
+        let (target, link) = (self.root.join("local/.run"), self.run.join("by-hand"));
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| DirsError::Io { path, source }
+        };
+        private(&target, "WOPR_ROOT")?;
+        if std::fs::read_link(&link).ok().as_ref() != Some(&target) {
+            let _ = std::fs::remove_file(&link);
+            std::os::unix::fs::symlink(&target, &link).map_err(io(&link))?;
+        }
+        Ok(link)
+    }
+
     /// Where the tiny models are.
     pub fn tiny_models(&self) -> PathBuf {
         self.root.join("models/tiny")

@@ -4,6 +4,7 @@
 mod build;
 mod container;
 mod error;
+mod exec;
 mod network;
 mod ports;
 mod volume;
@@ -18,6 +19,7 @@ pub use container::{
     Access, ContainerSpec, ContainerState, HostPort, MountSource, MountSpec, PortMap, Privilege,
 };
 pub use error::EngineError;
+pub use exec::Output;
 pub(crate) use network::lock_file;
 pub use network::{Lan, SUBNET_RANGE};
 
@@ -28,6 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub const LABEL_TOPOLOGY: &str = "wopr.topology";
 /// Label that names the machine which a container is.
 pub const LABEL_MACHINE: &str = "wopr.machine";
+/// Label that names the directory of the processes which own a topology.
+pub const LABEL_OWNER: &str = "wopr.owner";
 /// Label that names the image set of an image or a golden volume.
 pub const LABEL_IMAGE_SET: &str = "wopr.image-set";
 
@@ -41,6 +45,8 @@ pub struct Engine {
 /// What an engine says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineInfo {
+    /// Its identity, which a new installation changes.
+    pub id: String,
     /// Its version, as `28.5.2`.
     pub version: String,
     /// The newest API that it speaks.
@@ -116,6 +122,7 @@ impl Engine {
             .await
             .map_err(EngineError::call("ask for its version"))?;
         Ok(EngineInfo {
+            id: info.id.unwrap_or_default(),
             version: version.version.unwrap_or_default(),
             api_version: version.api_version.unwrap_or_default(),
             cgroup_version: info

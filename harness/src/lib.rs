@@ -6,7 +6,15 @@ pub mod dirs;
 pub mod engine;
 pub mod image;
 pub mod machine;
+mod models;
+pub mod privilege;
 pub mod profile;
 pub mod progress;
+pub mod seed;
 pub mod service;
 pub mod settings;
+pub mod topology;
+
+pub use machine::{GPU, VPS};
+pub use service::Service;
+pub use topology::Topology;

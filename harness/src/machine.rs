@@ -8,7 +8,13 @@ use std::path::{Path, PathBuf};
 
 use wopr_machine::paths;
 
-use crate::engine::{ContainerSpec, HostPort, LABEL_MACHINE, LABEL_TOPOLOGY, MountSpec, PortMap, Privilege};
+use crate::engine::{
+    ContainerSpec, HostPort, LABEL_MACHINE, LABEL_OWNER, LABEL_TOPOLOGY, MountSpec, PortMap, Privilege,
+};
+
+mod running;
+
+pub use running::{BootError, RunningMachine};
 
 /// The kind of a machine: which stack it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -102,13 +108,16 @@ pub struct Setting {
     pub privilege: Privilege,
     /// Group that may use the engines' sockets.
     pub gid: u32,
+    /// Directory that holds the owner's lock.
+    pub owner: PathBuf,
 }
 
 /// Id of the topology that people start by hand.
 pub const BY_HAND: &str = "local";
 
 impl Setting {
-    fn by_hand(&self) -> bool {
+    /// Whether people start it by hand.
+    pub fn by_hand(&self) -> bool {
         self.topology == BY_HAND
     }
 
@@ -131,20 +140,43 @@ impl Setting {
         self.control.join(machine.as_str())
     }
 
-    /// Names of a machine's own volumes.
-    pub fn volumes(&self, machine: &MachineName) -> [String; 2] {
-        ["docker-data", "containerd-data"].map(|what| self.name(&format!("{machine}-{what}")))
+    /// Names of a machine's own volumes, and their labels.
+    pub fn volumes(&self, machine: &MachineName) -> [(String, BTreeMap<String, String>); 2] {
+        ["docker-data", "containerd-data"].map(|what| {
+            let key = format!("{machine}-{what}");
+            (self.name(&key), self.labels_for_compose(&[("volume", &key)]))
+        })
     }
 
     /// Labels of everything of this topology.
     pub fn labels(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([(LABEL_TOPOLOGY.to_owned(), self.topology.clone())])
+        let mut labels = BTreeMap::from([(LABEL_TOPOLOGY.to_owned(), self.topology.clone())]);
+        if !self.by_hand() {
+            labels.insert(LABEL_OWNER.to_owned(), self.owner.display().to_string());
+        }
+        labels
+    }
+
+    /// Labels of the network.
+    pub fn network_labels(&self) -> BTreeMap<String, String> {
+        self.labels_for_compose(&[("network", "wopr-dev")])
+    }
+
+    /// By hand, `docker compose` finds what the harness made by its own labels: `down`, `ps` and `logs`
+    /// then work on either.
+    fn labels_for_compose(&self, own: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let mut labels = self.labels();
+        if self.by_hand() {
+            let all = own.iter().chain(&[("project", "wopr")]);
+            labels.extend(all.map(|(key, value)| (format!("com.docker.compose.{key}"), (*value).to_owned())));
+        }
+        labels
     }
 
     /// What `machine`'s container is made from. local/docker-compose.yml says the same for the
     /// topology by hand; a test holds the two equal.
     pub fn machine(&self, machine: &MachineName) -> ContainerSpec {
-        let [docker, containerd] = self.volumes(machine);
+        let [(docker, _), (containerd, _)] = self.volumes(machine);
         let workspace = self.root.join("local").join(machine.role().to_string());
         let mut mounts = vec![
             MountSpec::volume(docker, paths::DOCKER_ROOT),
@@ -156,7 +188,12 @@ impl Setting {
         if machine.role() == Role::Gpu {
             mounts.push(MountSpec::directory(&self.models, paths::MODELS).read_only());
         }
-        let mut labels = self.labels();
+        let container = [
+            ("service", machine.as_str()),
+            ("container-number", "1"),
+            ("oneoff", "False"),
+        ];
+        let mut labels = self.labels_for_compose(&container);
         labels.insert(LABEL_MACHINE.to_owned(), machine.to_string());
         ContainerSpec {
             name: self.name(machine.as_str()),

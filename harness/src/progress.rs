@@ -62,6 +62,18 @@ impl Progress {
         })
     }
 
+    /// As [`Progress::lines`], for those tasks alone that take longer than `patience`.
+    pub fn lines_after(patience: Duration) -> Self {
+        Self::new(move |event| {
+            if let Event::Done { task, took } = event
+                && took > patience
+            {
+                let line = format!("wopr: {task}: {:.1} s\n", took.as_secs_f64());
+                let _ = std::io::stderr().write_all(line.as_bytes());
+            }
+        })
+    }
+
     /// Tells of a task that begins now.
     pub fn begin(&self, task: impl Into<String>) -> Task {
         let task = Task {

@@ -99,6 +99,15 @@ impl Service {
         format!("wopr-{}-{}", self.role(), self.name())
     }
 
+    /// The profile of the GPU stack that it belongs to.
+    pub fn profile(self) -> Option<&'static str> {
+        match self {
+            Self::LlamaCpp | Self::QwenEmbeddings => Some("llm"),
+            Self::Chatterbox | Self::Whisper => Some("voice"),
+            _ => None,
+        }
+    }
+
     /// How its health is asked for.
     pub fn health(self) -> Health {
         let get = |port, path| Health::Get {

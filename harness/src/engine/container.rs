@@ -1,16 +1,17 @@
 //! Containers of the host: started through testcontainers, and looked after through bollard.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bollard::models::{ContainerStateStatusEnum, PortBinding};
 use bollard::query_parameters::{
-    InspectContainerOptions, KillContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder,
-    RemoveContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
+    InspectContainerOptions, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
+    ListNetworksOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+    RestartContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptions,
 };
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use testcontainers::core::{AccessMode, CgroupnsMode, Host, Mount};
 use testcontainers::runners::AsyncRunner as _;
 use testcontainers::{GenericImage, ImageExt as _};
@@ -119,6 +120,8 @@ pub enum Access {
 pub enum MountSource {
     /// A named volume.
     Volume(String),
+    /// A volume that goes with its container.
+    Anonymous,
     /// A directory of the host.
     Directory(PathBuf),
 }
@@ -142,6 +145,15 @@ impl MountSpec {
         }
     }
 
+    /// A volume that goes with its container.
+    pub fn anonymous(target: &str) -> Self {
+        Self {
+            source: MountSource::Anonymous,
+            target: target.to_owned(),
+            access: Access::ReadWrite,
+        }
+    }
+
     /// The same, read-only.
     #[must_use]
     pub fn read_only(mut self) -> Self {
@@ -155,6 +167,8 @@ impl MountSpec {
 pub struct ContainerState {
     /// The engine's id of it.
     pub id: String,
+    /// Reference of its image.
+    pub image: String,
     /// Whether its first process runs.
     pub running: bool,
     /// Whether it is frozen.
@@ -217,6 +231,16 @@ impl Engine {
                 host.publish_all_ports = Some(false);
                 host.port_bindings = Some(bindings(&modified.ports));
                 host.init = Some(false);
+                let anonymous = modified
+                    .mounts
+                    .iter()
+                    .filter(|mount| mount.source == MountSource::Anonymous);
+                let anonymous = anonymous.map(|mount| bollard::models::Mount {
+                    target: Some(mount.target.clone()),
+                    typ: Some(bollard::models::MountType::VOLUME),
+                    ..Default::default()
+                });
+                host.mounts.get_or_insert_default().extend(anonymous);
                 host.tmpfs = Some(
                     modified
                         .tmpfs
@@ -250,8 +274,8 @@ impl Engine {
                 .with_security_opt("seccomp=unconfined")
                 .with_security_opt("apparmor=unconfined");
         }
-        for mount in &spec.mounts {
-            request = request.with_mount(to_mount(mount));
+        for mount in spec.mounts.iter().filter_map(to_mount) {
+            request = request.with_mount(mount);
         }
         let container = request
             .start()
@@ -305,6 +329,11 @@ impl Engine {
         });
         Ok(Some(ContainerState {
             id: found.id.unwrap_or_default(),
+            image: found
+                .config
+                .as_ref()
+                .and_then(|config| config.image.clone())
+                .unwrap_or_default(),
             running: state.running.unwrap_or(false) && !paused,
             paused,
             exit_code: state.exit_code,
@@ -335,6 +364,38 @@ impl Engine {
             Some(name.trim_start_matches('/').to_owned())
         });
         Ok(names.collect())
+    }
+
+    /// Ids of the topologies that have a container, network or volume with a label.
+    ///
+    /// # Errors
+    /// [`EngineError::Call`].
+    pub async fn topologies_with_label(&self, label: &str) -> Result<BTreeSet<String>, EngineError> {
+        let filters = HashMap::from([("label", vec![label])]);
+        let options = ListContainersOptionsBuilder::new()
+            .all(true)
+            .filters(&filters)
+            .build();
+        let containers = self.docker().list_containers(Some(options));
+        let options = ListNetworksOptionsBuilder::new().filters(&filters).build();
+        let networks = self.docker().list_networks(Some(options));
+        let options = ListVolumesOptionsBuilder::new().filters(&filters).build();
+        let volumes = self.docker().list_volumes(Some(options));
+        let listed = tokio::try_join!(containers, networks, volumes);
+        let (containers, networks, volumes) =
+            listed.map_err(EngineError::call("list what topologies left"))?;
+        let labels = (containers.into_iter().filter_map(|container| container.labels))
+            .chain(networks.into_iter().filter_map(|network| network.labels))
+            .chain(
+                volumes
+                    .volumes
+                    .unwrap_or_default()
+                    .into_iter()
+                    .map(|volume| volume.labels),
+            );
+        Ok(labels
+            .filter_map(|mut labels| labels.remove(super::LABEL_TOPOLOGY))
+            .collect())
     }
 
     /// Removes a container, running or not, with its anonymous volumes; one that is gone is fine.
@@ -396,6 +457,31 @@ impl Engine {
         sent.map_err(EngineError::call(format!("send {signal} to {name}")))
     }
 
+    /// Restarts a container, with ten seconds for its end.
+    ///
+    /// # Errors
+    /// [`EngineError::Call`].
+    pub async fn restart(&self, name: &str) -> Result<(), EngineError> {
+        let options = RestartContainerOptionsBuilder::new().t(10).build();
+        let restarted = self.docker().restart_container(name, Some(options)).await;
+        restarted.map_err(EngineError::call(format!("restart {name}")))
+    }
+
+    /// Waits until a container has ended; returns its exit code.
+    ///
+    /// # Errors
+    /// [`EngineError::Call`].
+    pub async fn until_exit(&self, name: &str) -> Result<i64, EngineError> {
+        let mut waited = std::pin::pin!(self.docker().wait_container(name, None::<WaitContainerOptions>));
+        match waited.next().await {
+            Some(Ok(answer)) => Ok(answer.status_code),
+            // bollard takes a code other than 0 for an error.
+            Some(Err(bollard::errors::Error::DockerContainerWaitError { code, .. })) => Ok(code),
+            Some(Err(error)) => Err(EngineError::call(format!("wait for {name}"))(error)),
+            None => Ok(0),
+        }
+    }
+
     /// The last lines that a container wrote.
     ///
     /// # Errors
@@ -416,15 +502,17 @@ impl Engine {
     }
 }
 
-fn to_mount(mount: &MountSpec) -> Mount {
+/// testcontainers knows no anonymous volume; those are made by the host config's own list.
+fn to_mount(mount: &MountSpec) -> Option<Mount> {
     let made = match &mount.source {
+        MountSource::Anonymous => return None,
         MountSource::Volume(name) => Mount::volume_mount(name, &mount.target),
         MountSource::Directory(path) => Mount::bind_mount(path.to_string_lossy(), &mount.target),
     };
-    made.with_access_mode(match mount.access {
+    Some(made.with_access_mode(match mount.access {
         Access::ReadOnly => AccessMode::ReadOnly,
         Access::ReadWrite => AccessMode::ReadWrite,
-    })
+    }))
 }
 
 /// Published on 127.0.0.1 alone; testcontainers by itself would bind every address.

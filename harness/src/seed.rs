@@ -1,0 +1,133 @@
+//! Seeding: the row of `gpu_nodes` that names the GPU machine. `wopr seed` and local/gpu-seeder.sh do
+//! the same, with the same statement.
+
+use std::fmt;
+use std::str::FromStr;
+
+use sqlx::Connection as _;
+
+use crate::machine::GPU;
+use crate::service::Service;
+use crate::topology::{Topology, TopologyError};
+
+/// The statement; its parameters are the node's id and its address.
+pub const STATEMENT: &str = include_str!("../../local/gpu-seeder.sql");
+
+/// Longest id of a node: it becomes a host name.
+const LONGEST: usize = 63;
+
+/// Id of a node: letters, digits and dashes, not a dash first, 63 at most.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(String);
+
+/// A text that is no node's id.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{given:?} is not a node's id: 1 to {LONGEST} letters, digits and dashes, the first not a dash (^[a-zA-Z0-9][a-zA-Z0-9-]*$)"
+)]
+pub struct BadNodeId {
+    given: String,
+}
+
+impl NodeId {
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for NodeId {
+    /// The seeder's own: `local-gpu-node-001`.
+    fn default() -> Self {
+        Self("local-gpu-node-001".to_owned())
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl FromStr for NodeId {
+    type Err = BadNodeId;
+
+    fn from_str(text: &str) -> Result<Self, BadNodeId> {
+        let inside = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        let starts = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if starts && text.len() <= LONGEST && text.chars().all(inside) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(BadNodeId {
+                given: text.to_owned(),
+            })
+        }
+    }
+}
+
+/// Why a node is not seeded.
+#[derive(Debug, thiserror::Error)]
+pub enum SeedError {
+    /// The topology.
+    #[error("node {node} is not seeded: {source}")]
+    Topology {
+        /// The node.
+        node: NodeId,
+        /// Why.
+        source: TopologyError,
+    },
+}
+
+/// Upserts the row with the GPU machine's address on wopr-dev, and restarts platform-api, whose
+/// watchdog then starts without a memory. Doing it again changes nothing.
+///
+/// # Errors
+/// [`SeedError`].
+pub async fn seed(topology: &Topology, node: &NodeId) -> Result<(), SeedError> {
+    let failed = |source| SeedError::Topology {
+        node: node.clone(),
+        source,
+    };
+    upsert(topology, node).await.map_err(failed)?;
+    topology.restart(Service::PlatformApi).await.map_err(failed)
+}
+
+async fn upsert(topology: &Topology, node: &NodeId) -> Result<(), TopologyError> {
+    let host = topology.address(&GPU).to_string();
+    let mut database = topology.database().await?;
+    let query = sqlx::query(STATEMENT).bind(node.as_str()).bind(host);
+    query
+        .execute(&mut database)
+        .await
+        .map_err(TopologyError::database("upsert the row of gpu_nodes"))?;
+    database
+        .close()
+        .await
+        .map_err(TopologyError::database("close the connection to postgres"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_is_no_host_name_is_refused() {
+        for bad in [
+            "",
+            "-a",
+            "x'); drop table gpu_nodes;--",
+            "a b",
+            "ä",
+            &"a".repeat(64),
+        ] {
+            let error = bad.parse::<NodeId>().unwrap_err().to_string();
+            assert!(error.contains("is not a node's id"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_id_of_63_characters_is_the_longest() {
+        assert!("a".repeat(63).parse::<NodeId>().is_ok());
+        assert_eq!("GPU-1".parse::<NodeId>().unwrap().as_str(), "GPU-1");
+    }
+}

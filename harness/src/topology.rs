@@ -1,0 +1,216 @@
+//! A topology: two machines on a private network, booted, healthy, and gone when it is dropped.
+
+mod boot;
+mod error;
+mod health;
+mod remains;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions as _, Connection as _};
+
+pub use boot::Builder;
+pub use error::TopologyError;
+pub use health::{HEALTH_PATIENCE, ServiceHealth};
+pub use remains::{Leftovers, Volumes, sweep};
+
+use crate::control::Control;
+use crate::dirs::Dirs;
+use crate::engine::Engine;
+use crate::machine::{GPU, MachineName, RunningMachine, Setting, VPS};
+use crate::seed::{NodeId, SeedError};
+use crate::service::Service;
+use crate::settings::StackSettings;
+use remains::Remains;
+
+/// A running topology.
+///
+/// ```no_run
+/// # async fn doc() -> Result<(), Box<dyn std::error::Error>> {
+/// use wopr_harness::Topology;
+///
+/// let topology = Topology::builder().boot().await?;
+/// let node = topology.seed_gpu_node().await?;
+/// let health = reqwest::get(topology.url(3100, "/health")).await?;
+/// assert!(health.status().is_success());
+/// topology.down().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Topology {
+    dirs: Dirs,
+    engine: Engine,
+    setting: Setting,
+    settings: StackSettings,
+    machines: BTreeMap<MachineName, RunningMachine>,
+    /// Host port of each published port.
+    ports: BTreeMap<u16, u16>,
+    remains: Remains,
+}
+
+impl Topology {
+    /// A topology of this process's own: free ports, a subnet and secrets of its own, gone when it is
+    /// dropped.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+
+    /// Its id: part of the name of all that belongs to it.
+    pub fn id(&self) -> &str {
+        &self.setting.topology
+    }
+
+    /// The host's engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Where the harness keeps things on the host.
+    pub fn dirs(&self) -> &Dirs {
+        &self.dirs
+    }
+
+    /// Settings of its stacks.
+    pub fn settings(&self) -> &StackSettings {
+        &self.settings
+    }
+
+    /// What its machines are made from.
+    pub fn setting(&self) -> &Setting {
+        &self.setting
+    }
+
+    /// A machine.
+    ///
+    /// # Panics
+    /// When the topology has no such machine: names come from its own list.
+    pub fn machine(&self, name: &MachineName) -> &RunningMachine {
+        match self.machines.get(name) {
+            Some(machine) => machine,
+            None => panic!("topology {} has no machine {name}", self.id()),
+        }
+    }
+
+    /// All machines.
+    pub fn machines(&self) -> impl Iterator<Item = &RunningMachine> {
+        self.machines.values()
+    }
+
+    /// The machine that a service runs on.
+    pub fn machine_of(&self, service: Service) -> &RunningMachine {
+        self.machine(match service.role() {
+            crate::machine::Role::Vps => &VPS,
+            crate::machine::Role::Gpu => &GPU,
+        })
+    }
+
+    /// A machine's address on wopr-dev.
+    pub fn address(&self, machine: &MachineName) -> Ipv4Addr {
+        self.machine(machine).address()
+    }
+
+    /// The port on 127.0.0.1 that leads to a machine's published `port` (3100, 80, 8080 to 8083).
+    ///
+    /// # Panics
+    /// When that port is not published.
+    pub fn port(&self, port: u16) -> u16 {
+        match self.ports.get(&port) {
+            Some(host) => *host,
+            None => panic!("port {port} is not published; these are: {:?}", self.ports.keys()),
+        }
+    }
+
+    /// Address of a published port's page, as `http://127.0.0.1:32768/health`.
+    pub fn url(&self, port: u16, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port(port))
+    }
+
+    /// How to reach the database, over its Unix socket: a way that no fault on the network touches.
+    ///
+    /// # Errors
+    /// [`TopologyError::Settings`] when the stack has no password.
+    pub fn database_options(&self) -> Result<PgConnectOptions, TopologyError> {
+        let password = self
+            .settings
+            .value(crate::machine::Role::Vps, "POSTGRES_PASSWORD")?;
+        Ok(PgConnectOptions::new_without_pgpass()
+            .socket(self.postgres_directory())
+            .username("wopr")
+            .database("wopr_platform")
+            .password(password)
+            .application_name("wopr-harness")
+            .disable_statement_logging())
+    }
+
+    fn postgres_directory(&self) -> PathBuf {
+        self.machine(&VPS)
+            .control_directory()
+            .join(wopr_machine::paths::POSTGRES)
+    }
+
+    /// A connection to the database.
+    ///
+    /// # Errors
+    /// [`TopologyError::Database`].
+    pub async fn database(&self) -> Result<PgConnection, TopologyError> {
+        let options = self.database_options()?;
+        PgConnection::connect_with(&options)
+            .await
+            .map_err(TopologyError::database("connect to postgres"))
+    }
+
+    /// Seeds the GPU machine's node, `local-gpu-node-001`, and restarts platform-api.
+    ///
+    /// # Errors
+    /// [`SeedError`].
+    pub async fn seed_gpu_node(&self) -> Result<NodeId, SeedError> {
+        let node = NodeId::default();
+        crate::seed::seed(self, &node).await?;
+        Ok(node)
+    }
+
+    /// Restarts a service, and waits until it is healthy.
+    ///
+    /// # Errors
+    /// [`TopologyError::Engine`], [`TopologyError::Unhealthy`].
+    pub async fn restart(&self, service: Service) -> Result<(), TopologyError> {
+        self.machine_of(service)
+            .engine()
+            .restart(&service.container())
+            .await?;
+        self.until_healthy(&[service]).await
+    }
+
+    /// A conversation with a machine's first process.
+    ///
+    /// # Errors
+    /// [`TopologyError::Control`].
+    pub async fn control(&self, machine: &MachineName) -> Result<Control, TopologyError> {
+        Ok(self.machine(machine).control().await?)
+    }
+
+    /// Takes the topology down, volumes and all, and reads back that nothing is left.
+    ///
+    /// # Errors
+    /// [`TopologyError::Leftovers`] with what would not go.
+    pub async fn down(mut self) -> Result<(), TopologyError> {
+        self.remains.remove(Volumes::Remove).await
+    }
+
+    /// Takes containers and network down and keeps the volumes, to boot on them again.
+    ///
+    /// # Errors
+    /// [`TopologyError::Leftovers`] with what would not go.
+    pub async fn rest(mut self) -> Result<Builder, TopologyError> {
+        for machine in self.machines.values() {
+            machine.stop().await?;
+        }
+        self.remains.remove(Volumes::Keep).await?;
+        let again = Builder::on_volumes_of(&self.setting, self.settings.clone(), self.remains.hand_over());
+        Ok(again)
+    }
+}

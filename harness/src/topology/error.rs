@@ -1,0 +1,115 @@
+//! What can go wrong with a topology.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Leftovers;
+use crate::control::ControlError;
+use crate::dirs::DirsError;
+use crate::engine::EngineError;
+use crate::image::ImageError;
+use crate::machine::BootError;
+use crate::privilege::PrivilegeError;
+use crate::service::Service;
+use crate::settings::SettingsError;
+
+/// Why a topology is not up, or not gone.
+#[derive(Debug, thiserror::Error)]
+pub enum TopologyError {
+    /// A directory of the harness.
+    #[error(transparent)]
+    Dirs(#[from] DirsError),
+    /// The host's engine, or a machine's.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The images.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The stacks' settings.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// What machines may do to the host.
+    #[error(transparent)]
+    Privilege(#[from] PrivilegeError),
+    /// A machine's first process.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// A machine that was to come back.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A machine did not boot.
+    #[error("{source}\nthe machine's last words:\n{log}")]
+    Machine {
+        /// Why.
+        source: ControlError,
+        /// The end of its log.
+        log: String,
+    },
+    /// A model file that the GPU stack is set to use.
+    #[error("model {path}, which {variable} in the gpu stack's settings names, {reason}")]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// The setting.
+        variable: &'static str,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// A service did not become healthy.
+    #[error(
+        "{service} on {machine} did not become healthy within {} s: {answer}; its last words:\n{log}",
+        .patience.as_secs()
+    )]
+    Unhealthy {
+        /// The service.
+        service: Service,
+        /// Its machine.
+        machine: String,
+        /// How long it was given.
+        patience: Duration,
+        /// The last answer to the question for its health.
+        answer: String,
+        /// The end of its log.
+        log: String,
+    },
+    /// The database did not do what it was asked.
+    #[error("cannot {action}: {source}")]
+    Database {
+        /// What was asked.
+        action: &'static str,
+        /// Why it failed.
+        source: sqlx::Error,
+    },
+    /// No topology was started by hand.
+    #[error("no topology is up: `wopr up` starts one")]
+    NotUp,
+    /// A file of the topology could not be made or removed.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Something of it would not go.
+    #[error("topology {topology} is not gone: {leftovers} left; `wopr down` tries again")]
+    Leftovers {
+        /// Its id.
+        topology: String,
+        /// What is left.
+        leftovers: Leftovers,
+    },
+}
+
+impl TopologyError {
+    pub(crate) fn database(action: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
+        move |source| Self::Database { action, source }
+    }
+
+    pub(crate) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+}

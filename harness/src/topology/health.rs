@@ -1,0 +1,113 @@
+//! Whether the services are well: by a real request through the real path, and for the database by a
+//! query.
+
+use std::time::Duration;
+
+use sqlx::{Connection as _, Executor as _};
+use tokio::time::Instant;
+
+use super::{Topology, TopologyError};
+use crate::service::{Health, Service};
+
+/// How long services get. The slowest, a production platform-api, takes 4 s; this is for a busy host.
+pub const HEALTH_PATIENCE: Duration = Duration::from_secs(90);
+/// A machine's published port accepts before its service listens: an attempt must not hang on that.
+const ATTEMPT: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(15);
+/// Lines of a service's log that an error shows.
+const SHOWN: usize = 25;
+
+/// How a service answered when it was asked for its health.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServiceHealth {
+    /// Well.
+    Ok,
+    /// Not well, and how that showed.
+    Down(String),
+}
+
+impl ServiceHealth {
+    /// Whether it is well.
+    pub fn is_ok(&self) -> bool {
+        *self == Self::Ok
+    }
+}
+
+impl Topology {
+    /// Asks a service for its health, once.
+    pub async fn health(&self, service: Service) -> ServiceHealth {
+        let asked = tokio::time::timeout(ATTEMPT, async {
+            match service.health() {
+                Health::Query => self.query().await,
+                Health::Get { port, path, host } => self.get(port, path, host).await,
+            }
+        });
+        asked
+            .await
+            .unwrap_or_else(|_| ServiceHealth::Down(format!("no answer within {} s", ATTEMPT.as_secs())))
+    }
+
+    async fn query(&self) -> ServiceHealth {
+        match self.database().await {
+            Ok(mut connection) => match connection.execute("SELECT 1").await {
+                Ok(_) => {
+                    let _ = connection.close().await;
+                    ServiceHealth::Ok
+                }
+                Err(error) => ServiceHealth::Down(error.to_string()),
+            },
+            Err(error) => ServiceHealth::Down(error.to_string()),
+        }
+    }
+
+    async fn get(&self, port: u16, path: &str, host: Option<&str>) -> ServiceHealth {
+        let mut request = self.http().get(self.url(port, path));
+        if let Some(host) = host {
+            request = request.header(reqwest::header::HOST, host);
+        }
+        match request.send().await {
+            Ok(answer) if answer.status().is_success() => ServiceHealth::Ok,
+            Ok(answer) => ServiceHealth::Down(format!("GET {path} answered {}", answer.status())),
+            Err(error) => ServiceHealth::Down(format!("GET {path}: {}", root_cause(&error))),
+        }
+    }
+
+    /// Waits until every one of these answers well.
+    ///
+    /// # Errors
+    /// [`TopologyError::Unhealthy`] for the first that does not in [`HEALTH_PATIENCE`].
+    pub async fn until_healthy(&self, services: &[Service]) -> Result<(), TopologyError> {
+        let waits = services.iter().map(|service| self.until_one_healthy(*service));
+        futures_util::future::try_join_all(waits).await.map(drop)
+    }
+
+    async fn until_one_healthy(&self, service: Service) -> Result<(), TopologyError> {
+        let deadline = Instant::now() + HEALTH_PATIENCE;
+        loop {
+            match self.health(service).await {
+                ServiceHealth::Ok => return Ok(()),
+                ServiceHealth::Down(answer) if Instant::now() > deadline => {
+                    let machine = self.machine_of(service);
+                    let log = machine.engine().log_tail(&service.container(), SHOWN).await;
+                    return Err(TopologyError::Unhealthy {
+                        service,
+                        machine: machine.name().to_string(),
+                        patience: HEALTH_PATIENCE,
+                        answer,
+                        log: log.unwrap_or_else(|error| error.to_string()),
+                    });
+                }
+                ServiceHealth::Down(_) => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    }
+}
+
+/// reqwest's own words name the address, which says less than why.
+fn root_cause(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}

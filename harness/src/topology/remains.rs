@@ -1,0 +1,282 @@
+//! The end of a topology: everything that carries its label goes, and that is read back.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use super::TopologyError;
+use crate::dirs::Dirs;
+use crate::engine::{Engine, EngineError, LABEL_OWNER, LABEL_TOPOLOGY};
+
+/// File in a topology's directory that its owner holds locked for as long as it lives.
+const OWNER_LOCK: &str = "owner.lock";
+/// A removal that the engine is still busy with shows as a leftover for a moment.
+const ROUNDS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(50);
+/// A directory younger than this may be one that is just being made.
+const SETTLED: Duration = Duration::from_secs(60);
+
+/// What becomes of a topology's volumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Volumes {
+    /// They stay, for the next boot.
+    Keep,
+    /// They go, and all data with them.
+    Remove,
+}
+
+/// What is there of a topology.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Leftovers {
+    /// Containers, by name.
+    pub containers: Vec<String>,
+    /// Networks, by id.
+    pub networks: Vec<String>,
+    /// Volumes, by name.
+    pub volumes: Vec<String>,
+    /// Directories of the host.
+    pub directories: Vec<PathBuf>,
+}
+
+impl Leftovers {
+    /// What of `topology` is on the host.
+    pub(crate) async fn of(engine: &Engine, topology: &str) -> Result<Self, EngineError> {
+        let label = format!("{LABEL_TOPOLOGY}={topology}");
+        let (containers, networks, volumes) = tokio::try_join!(
+            engine.containers_with_label(&label),
+            engine.networks_with_label(&label),
+            engine.volumes_with_label(&label),
+        )?;
+        Ok(Self {
+            containers,
+            networks,
+            volumes,
+            directories: Vec::new(),
+        })
+    }
+
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for Leftovers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let directories: Vec<_> = self
+            .directories
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        let parts = [
+            ("container", &self.containers),
+            ("network", &self.networks),
+            ("volume", &self.volumes),
+            ("directory", &directories),
+        ];
+        let shown = parts.iter().filter(|(_, names)| !names.is_empty());
+        let shown: Vec<_> = shown
+            .map(|(kind, names)| format!("{kind} {}", names.join(", ")))
+            .collect();
+        f.write_str(if shown.is_empty() { "nothing" } else { "" })?;
+        f.write_str(&shown.join("; "))
+    }
+}
+
+/// What happens when the handle of a topology is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AtDrop {
+    /// It stays: somebody started it by hand.
+    Stay,
+    /// It goes.
+    Go,
+}
+
+/// What has to be removed of a topology, from the moment in which the first of it may exist.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    engine: Engine,
+    topology: String,
+    directory: PathBuf,
+    at_drop: AtDrop,
+    /// Holds the owner's lock; the kernel lets go of it when this process ends, however it ends.
+    _lock: Option<std::fs::File>,
+}
+
+impl Remains {
+    /// Makes the topology's directory, and takes its owner's lock.
+    pub(crate) fn own(engine: Engine, dirs: &Dirs, topology: &str) -> Result<Self, TopologyError> {
+        let directory = dirs.run.join(topology);
+        crate::dirs::make_private(&directory)?;
+        let path = directory.join(OWNER_LOCK);
+        let lock = std::fs::File::create(&path).map_err(TopologyError::io("make", &path))?;
+        lock.try_lock()
+            .map_err(|error| TopologyError::io("lock", &path)(error.into()))?;
+        Ok(Self {
+            engine,
+            topology: topology.to_owned(),
+            directory,
+            at_drop: AtDrop::Go,
+            _lock: Some(lock),
+        })
+    }
+
+    /// Looks after a topology that outlives this process.
+    pub(crate) fn of_another(engine: Engine, topology: &str, directory: PathBuf) -> Self {
+        Self {
+            engine,
+            topology: topology.to_owned(),
+            directory,
+            at_drop: AtDrop::Stay,
+            _lock: None,
+        }
+    }
+
+    /// Lets the topology stay when this is dropped.
+    pub(crate) fn let_stay(&mut self) {
+        self.at_drop = AtDrop::Stay;
+    }
+
+    /// The duty to remove, for whoever boots on the same volumes.
+    pub(crate) fn hand_over(&mut self) -> Self {
+        let given = Self {
+            engine: self.engine.clone(),
+            topology: self.topology.clone(),
+            directory: self.directory.clone(),
+            at_drop: self.at_drop,
+            _lock: self._lock.take(),
+        };
+        self.at_drop = AtDrop::Stay;
+        given
+    }
+
+    /// Removes, and reads back.
+    pub(crate) async fn remove(&mut self, volumes: Volumes) -> Result<(), TopologyError> {
+        remove(&self.engine, &self.topology, &self.directory, volumes).await?;
+        if volumes == Volumes::Remove {
+            self.at_drop = AtDrop::Stay;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        if self.at_drop == AtDrop::Stay {
+            return;
+        }
+        let (socket, topology) = (self.engine.socket().to_owned(), self.topology.clone());
+        let directory = self.directory.clone();
+        // A thread with a runtime of its own: the one that this is dropped in may be ending, and its
+        // connections with it. Joined, since a process that ends would take the thread along.
+        let removal = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let removed = runtime.map(|runtime| {
+                runtime.block_on(async {
+                    let engine = Engine::at(socket).await?;
+                    remove(&engine, &topology, &directory, Volumes::Remove).await
+                })
+            });
+            if let Ok(Err(error)) = removed {
+                eprintln!("wopr: {error}");
+            }
+        });
+        let _ = removal.join();
+    }
+}
+
+async fn remove(
+    engine: &Engine,
+    topology: &str,
+    directory: &Path,
+    volumes: Volumes,
+) -> Result<(), TopologyError> {
+    let mut left = Leftovers::of(engine, topology).await?;
+    let mut last_error = None;
+    for _ in 0..ROUNDS {
+        if volumes == Volumes::Keep {
+            left.volumes.clear();
+        }
+        if left.is_empty() {
+            break;
+        }
+        let containers = join_all(left.containers.iter().map(|name| engine.remove_container(name))).await;
+        let networks = join_all(left.networks.iter().map(|id| engine.remove_network(id))).await;
+        let volumes = join_all(left.volumes.iter().map(|name| engine.remove_volume(name))).await;
+        let failed = containers
+            .into_iter()
+            .chain(networks)
+            .chain(volumes)
+            .find_map(Result::err);
+        if let Some(error) = failed {
+            last_error = Some(error);
+            tokio::time::sleep(PAUSE).await;
+        }
+        left = Leftovers::of(engine, topology).await?;
+    }
+    if volumes == Volumes::Keep {
+        left.volumes.clear();
+    }
+    if let (false, Some(error)) = (left.is_empty(), last_error) {
+        tracing::debug!("the last refusal: {error}");
+    }
+    if volumes == Volumes::Remove && remove_directory(directory).is_err() {
+        left.directories.push(directory.to_owned());
+    }
+    if left.is_empty() {
+        return Ok(());
+    }
+    Err(TopologyError::Leftovers {
+        topology: topology.to_owned(),
+        leftovers: left,
+    })
+}
+
+fn remove_directory(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes the topologies of this user's dead processes; returns their ids. Those of living ones, and
+/// what was started by hand, are not touched.
+///
+/// # Errors
+/// [`TopologyError::Leftovers`] for one that would not go.
+pub async fn sweep(engine: &Engine, dirs: &Dirs) -> Result<Vec<String>, TopologyError> {
+    let mut swept = Vec::new();
+    for topology in owned(engine, dirs).await? {
+        let directory = dirs.run.join(&topology);
+        // Whoever holds the lock lives; without the file, the removal had come that far.
+        let lock = std::fs::File::options()
+            .write(true)
+            .open(directory.join(OWNER_LOCK));
+        if lock.is_ok_and(|lock| lock.try_lock().is_err()) {
+            continue;
+        }
+        remove(engine, &topology, &directory, Volumes::Remove).await?;
+        swept.push(topology);
+    }
+    Ok(swept)
+}
+
+/// Topologies that carry our label or have a directory of ours.
+async fn owned(engine: &Engine, dirs: &Dirs) -> Result<BTreeSet<String>, TopologyError> {
+    let owner = format!("{LABEL_OWNER}={}", dirs.run.display());
+    let mut found = engine.topologies_with_label(&owner).await?;
+    let entries = std::fs::read_dir(&dirs.run).map_err(TopologyError::io("list", &dirs.run))?;
+    for entry in entries.flatten() {
+        let settled = entry
+            .metadata()
+            .and_then(|meta| meta.modified())
+            .is_ok_and(|at| at.elapsed().is_ok_and(|age| age > SETTLED));
+        if settled && entry.path().join(OWNER_LOCK).exists() {
+            found.extend(entry.file_name().into_string());
+        }
+    }
+    Ok(found)
+}
