@@ -85,21 +85,14 @@ async fn try_with(
 ) -> Result<Result<(), String>, EngineError> {
     let name = format!("wopr-probe-{}", std::process::id());
     let spec = ContainerSpec {
-        name: name.clone(),
-        image: image.to_owned(),
-        hostname: "wopr-probe".to_owned(),
         command: vec!["probe".to_owned()],
         environment: BTreeMap::from([("WOPR_MACHINE".to_owned(), "vps".to_owned())]),
-        labels: BTreeMap::new(),
-        hosts: BTreeMap::new(),
-        ports: Vec::new(),
         mounts: vec![
             MountSpec::anonymous(wopr_machine::paths::DOCKER_ROOT),
             MountSpec::anonymous(wopr_machine::paths::CONTAINERD_ROOT),
         ],
         tmpfs: vec!["/run".to_owned()],
-        dns: Vec::new(),
-        privilege,
+        ..ContainerSpec::new(&name, image, privilege)
     };
     if let Err(error) = engine.start(&spec, None).await {
         return Ok(Err(error.to_string()));

@@ -47,8 +47,6 @@ pub struct Topology {
     setting: Setting,
     settings: StackSettings,
     machines: BTreeMap<MachineName, RunningMachine>,
-    /// Host port of each published port.
-    ports: BTreeMap<u16, u16>,
     remains: Remains,
 }
 
@@ -118,9 +116,9 @@ impl Topology {
     /// # Panics
     /// When that port is not published.
     pub fn port(&self, port: u16) -> u16 {
-        match self.ports.get(&port) {
-            Some(host) => *host,
-            None => panic!("port {port} is not published; these are: {:?}", self.ports.keys()),
+        match self.machines.values().find_map(|machine| machine.port(port)) {
+            Some(host) => host,
+            None => panic!("port {port} is not published by topology {}", self.id()),
         }
     }
 

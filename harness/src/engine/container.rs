@@ -51,6 +51,26 @@ pub struct ContainerSpec {
     pub privilege: Privilege,
 }
 
+impl ContainerSpec {
+    /// A container with nothing but a name, an image and a privilege.
+    pub fn new(name: &str, image: &str, privilege: Privilege) -> Self {
+        Self {
+            name: name.to_owned(),
+            image: image.to_owned(),
+            hostname: name.to_owned(),
+            command: Vec::new(),
+            environment: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            hosts: BTreeMap::new(),
+            ports: Vec::new(),
+            mounts: Vec::new(),
+            tmpfs: Vec::new(),
+            dns: Vec::new(),
+            privilege,
+        }
+    }
+}
+
 /// What a container may do to the host's kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Privilege {
@@ -173,6 +193,8 @@ pub struct ContainerState {
     pub running: bool,
     /// Whether it is frozen.
     pub paused: bool,
+    /// How often the engine has started it again by itself.
+    pub restarts: i64,
     /// Exit code of the last run.
     pub exit_code: Option<i64>,
     /// Published ports: inside → on 127.0.0.1.
@@ -336,6 +358,7 @@ impl Engine {
                 .unwrap_or_default(),
             running: state.running.unwrap_or(false) && !paused,
             paused,
+            restarts: found.restart_count.unwrap_or_default(),
             exit_code: state.exit_code,
             ports: ports.collect(),
             labels: found
@@ -364,6 +387,28 @@ impl Engine {
             Some(name.trim_start_matches('/').to_owned())
         });
         Ok(names.collect())
+    }
+
+    /// A container's address on its network.
+    ///
+    /// # Errors
+    /// [`EngineError::NoAddress`] when it has none: it does not run, or is on no network.
+    pub async fn address(&self, name: &str) -> Result<Ipv4Addr, EngineError> {
+        let found = self
+            .docker()
+            .inspect_container(name, None::<InspectContainerOptions>)
+            .await;
+        let found = found.map_err(EngineError::call(format!("look at {name}")))?;
+        let networks = found
+            .network_settings
+            .and_then(|settings| settings.networks)
+            .unwrap_or_default();
+        let address = networks
+            .into_values()
+            .find_map(|network| network.ip_address?.parse().ok());
+        address.ok_or_else(|| EngineError::NoAddress {
+            container: name.to_owned(),
+        })
     }
 
     /// Ids of the topologies that have a container, network or volume with a label.

@@ -61,6 +61,12 @@ pub enum EngineError {
         /// The engine's words.
         reason: String,
     },
+    /// A container has no address.
+    #[error("{container} has no address: it does not run, or is on no network")]
+    NoAddress {
+        /// The container.
+        container: String,
+    },
     /// An image's build failed.
     #[error("building image {image} failed at {step}: {reason}")]
     Build {

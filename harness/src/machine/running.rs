@@ -1,7 +1,9 @@
 //! A machine that was started: the ways to it that no fault touches.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::{MachineName, engine_socket};
@@ -21,6 +23,8 @@ pub struct RunningMachine {
     control: PathBuf,
     address: Ipv4Addr,
     inner: Engine,
+    /// Published ports: inside → on 127.0.0.1. The engine may choose others at each start.
+    ports: Arc<Mutex<BTreeMap<u16, u16>>>,
 }
 
 impl RunningMachine {
@@ -33,14 +37,17 @@ impl RunningMachine {
         address: Ipv4Addr,
     ) -> Result<Self, EngineError> {
         let inner = Engine::at(engine_socket(&control)).await?;
-        Ok(Self {
+        let machine = Self {
             name,
             host,
             container,
             control,
             address,
             inner,
-        })
+            ports: Arc::default(),
+        };
+        machine.read_ports().await?;
+        Ok(machine)
     }
 
     /// Its name in the topology.
@@ -74,6 +81,22 @@ impl RunningMachine {
     /// [`ControlError::Unreachable`].
     pub async fn control(&self) -> Result<Control, ControlError> {
         Control::connect(self.name.as_str(), &self.control).await
+    }
+
+    /// The port on 127.0.0.1 that leads to `port` of the machine, if that is published.
+    pub fn port(&self, port: u16) -> Option<u16> {
+        self.ports
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&port)
+            .copied()
+    }
+
+    async fn read_ports(&self) -> Result<(), EngineError> {
+        let state = self.state().await?;
+        let ports = state.map(|state| state.ports).unwrap_or_default();
+        *self.ports.lock().unwrap_or_else(PoisonError::into_inner) = ports;
+        Ok(())
     }
 
     /// What its container is doing; `None` when it is gone.
@@ -124,6 +147,7 @@ impl RunningMachine {
     pub async fn start(&self) -> Result<(), BootError> {
         self.host.start_again(&self.container).await?;
         self.control().await?.until_ready(|_| {}).await?;
+        self.read_ports().await?;
         Ok(())
     }
 }

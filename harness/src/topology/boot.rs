@@ -195,7 +195,7 @@ impl Booting {
     async fn boot(mut self, task: &Task) -> Result<Topology, TopologyError> {
         let by_hand = self.setting.by_hand();
         let booted = self.start_machines(task).await;
-        let (machines, ports) = match booted {
+        let machines = match booted {
             Ok(started) => started,
             Err(error) => return Err(self.give_up(error).await),
         };
@@ -205,7 +205,6 @@ impl Booting {
             setting: self.setting,
             settings: self.settings,
             machines,
-            ports,
             remains: self.remains,
         };
         task.detail("waiting for the services");
@@ -237,21 +236,17 @@ impl Booting {
     async fn start_machines(
         &mut self,
         task: &Task,
-    ) -> Result<(BTreeMap<MachineName, RunningMachine>, BTreeMap<u16, u16>), TopologyError> {
+    ) -> Result<BTreeMap<MachineName, RunningMachine>, TopologyError> {
         let lan = self.make_network().await?;
         let names = [VPS, GPU];
         for (place, name) in (0..).zip(&names) {
             self.setting.addresses.insert(name.clone(), lan.address(place));
         }
         let (vps, gpu) = tokio::try_join!(self.start_machine(&VPS, task), self.start_machine(&GPU, task))?;
-        let mut ports = BTreeMap::new();
-        let mut machines = BTreeMap::new();
-        for machine in [vps, gpu] {
-            let state = machine.state().await?;
-            ports.extend(state.map(|state| state.ports).unwrap_or_default());
-            machines.insert(machine.name().clone(), machine);
-        }
-        Ok((machines, ports))
+        Ok([vps, gpu]
+            .into_iter()
+            .map(|machine| (machine.name().clone(), machine))
+            .collect())
     }
 
     async fn make_network(&self) -> Result<Lan, TopologyError> {
@@ -322,7 +317,7 @@ impl Topology {
             gid: rustix::process::getgid().as_raw(),
             owner: dirs.run.clone(),
         };
-        let (mut machines, mut ports) = (BTreeMap::new(), BTreeMap::new());
+        let mut machines = BTreeMap::new();
         for name in [VPS, GPU] {
             let container = setting.name(name.as_str());
             let state = engine
@@ -331,7 +326,6 @@ impl Topology {
                 .filter(|state| state.running || state.paused);
             let state = state.ok_or(TopologyError::NotUp)?;
             setting.image = state.image;
-            ports.extend(state.ports);
             let (directory, address) = (setting.control_directory(&name), setting.addresses[&name]);
             let machine =
                 RunningMachine::connect(name.clone(), engine.clone(), container, directory, address).await?;
@@ -344,7 +338,6 @@ impl Topology {
             setting,
             settings,
             machines,
-            ports,
             remains,
         })
     }

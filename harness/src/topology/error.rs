@@ -57,8 +57,8 @@ pub enum TopologyError {
     },
     /// A service did not become healthy.
     #[error(
-        "{service} on {machine} did not become healthy within {} s: {answer}; its last words:\n{log}",
-        .patience.as_secs()
+        "{service} on {machine} did not become healthy within {:.0} s: {answer}; its last words:\n{log}",
+        .waited.as_secs_f64()
     )]
     Unhealthy {
         /// The service.
@@ -66,7 +66,7 @@ pub enum TopologyError {
         /// Its machine.
         machine: String,
         /// How long it was given.
-        patience: Duration,
+        waited: Duration,
         /// The last answer to the question for its health.
         answer: String,
         /// The end of its log.

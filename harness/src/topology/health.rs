@@ -14,6 +14,11 @@ pub const HEALTH_PATIENCE: Duration = Duration::from_secs(90);
 /// A machine's published port accepts before its service listens: an attempt must not hang on that.
 const ATTEMPT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(15);
+/// A service that has ended so often will not come up: the engine's pauses between add up to 6 s by
+/// then. One that waits for the database may end a few times.
+const RESTARTS: i64 = 6;
+/// Asking the engine costs more than asking the service.
+const LOOK: Duration = Duration::from_secs(1);
 /// Lines of a service's log that an error shows.
 const SHOWN: usize = 25;
 
@@ -82,23 +87,38 @@ impl Topology {
     }
 
     async fn until_one_healthy(&self, service: Service) -> Result<(), TopologyError> {
-        let deadline = Instant::now() + HEALTH_PATIENCE;
+        let began = Instant::now();
+        let mut looked = began;
         loop {
             match self.health(service).await {
                 ServiceHealth::Ok => return Ok(()),
-                ServiceHealth::Down(answer) if Instant::now() > deadline => {
-                    let machine = self.machine_of(service);
-                    let log = machine.engine().log_tail(&service.container(), SHOWN).await;
-                    return Err(TopologyError::Unhealthy {
-                        service,
-                        machine: machine.name().to_string(),
-                        patience: HEALTH_PATIENCE,
-                        answer,
-                        log: log.unwrap_or_else(|error| error.to_string()),
-                    });
+                ServiceHealth::Down(answer) if began.elapsed() > HEALTH_PATIENCE => {
+                    return Err(self.unhealthy(service, began.elapsed(), answer).await);
+                }
+                ServiceHealth::Down(_) if looked.elapsed() > LOOK => {
+                    looked = Instant::now();
+                    let state = self.machine_of(service).service(service).await?;
+                    let restarts = state.map_or(0, |state| state.restarts);
+                    if restarts >= RESTARTS {
+                        let answer =
+                            format!("it has ended {restarts} times, and was started again each time");
+                        return Err(self.unhealthy(service, began.elapsed(), answer).await);
+                    }
                 }
                 ServiceHealth::Down(_) => tokio::time::sleep(PAUSE).await,
             }
+        }
+    }
+
+    async fn unhealthy(&self, service: Service, waited: Duration, answer: String) -> TopologyError {
+        let machine = self.machine_of(service);
+        let log = machine.engine().log_tail(&service.container(), SHOWN).await;
+        TopologyError::Unhealthy {
+            service,
+            machine: machine.name().to_string(),
+            waited,
+            answer,
+            log: log.unwrap_or_else(|error| error.to_string()),
         }
     }
 }
