@@ -16,12 +16,13 @@ use bollard::Docker;
 
 pub use build::{BuildContext, BuildLine};
 pub use container::{
-    Access, ContainerSpec, ContainerState, HostPort, MountSource, MountSpec, PortMap, Privilege,
+    Access, ContainerSpec, ContainerState, Follow, HostPort, MountSource, MountSpec, PortMap, Privilege,
 };
 pub use error::EngineError;
 pub use exec::Output;
 pub(crate) use network::lock_file;
 pub use network::{Lan, SUBNET_RANGE};
+pub(crate) use ports::holder as port_holder;
 
 /// Every call but those that move images is answered in well under this.
 const PATIENCE: Duration = Duration::from_secs(120);

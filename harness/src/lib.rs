@@ -1,8 +1,10 @@
 //! Boots the WOPR stack as two machines, breaks what lies between them, and proves what the platform
 //! does about it.
 
+pub mod by_hand;
 pub mod control;
 pub mod dirs;
+pub mod doctor;
 pub mod engine;
 pub mod image;
 pub mod machine;

@@ -108,9 +108,22 @@ pub struct Setting {
     pub privilege: Privilege,
     /// Group that may use the engines' sockets.
     pub gid: u32,
+    /// By hand: ports in place of the usual ones, by the variable that chooses them.
+    pub chosen_ports: BTreeMap<String, u16>,
     /// Directory that holds the owner's lock.
     pub owner: PathBuf,
 }
+
+/// Published ports, and the setting that moves each for the topology by hand.
+pub const PORTS: [(u16, &str); 6] = [
+    (3100, "WOPR_API_PORT"),
+    (80, "WOPR_HTTP_PORT"),
+    (8080, "WOPR_LLAMA_PORT"),
+    (8081, "WOPR_CHATTERBOX_PORT"),
+    (8082, "WOPR_WHISPER_PORT"),
+    (8083, "WOPR_QWEN_PORT"),
+];
+const GPU_PORTS: std::ops::RangeInclusive<u16> = 8080..=8083;
 
 /// Id of the topology that people start by hand.
 pub const BY_HAND: &str = "local";
@@ -192,6 +205,8 @@ impl Setting {
             ("service", machine.as_str()),
             ("container-number", "1"),
             ("oneoff", "False"),
+            // Any text will do: compose passes over a container without one.
+            ("config-hash", "wopr"),
         ];
         let mut labels = self.labels_for_compose(&container);
         labels.insert(LABEL_MACHINE.to_owned(), machine.to_string());
@@ -229,18 +244,13 @@ impl Setting {
     }
 
     fn ports(&self, machine: &MachineName) -> Vec<PortMap> {
-        let ports: &[(u16, &'static str)] = match machine.role() {
-            Role::Vps => &[(3100, "WOPR_API_PORT"), (80, "WOPR_HTTP_PORT")],
-            Role::Gpu => &[
-                (8080, "WOPR_LLAMA_PORT"),
-                (8081, "WOPR_CHATTERBOX_PORT"),
-                (8082, "WOPR_WHISPER_PORT"),
-                (8083, "WOPR_QWEN_PORT"),
-            ],
+        let here = |(port, _): &&(u16, &str)| match machine.role() {
+            Role::Vps => !GPU_PORTS.contains(port),
+            Role::Gpu => GPU_PORTS.contains(port),
         };
         let host = |port, variable| match self.by_hand() {
             true => HostPort::Fixed {
-                port: chosen_port(variable).unwrap_or(port),
+                port: self.chosen_ports.get(variable).copied().unwrap_or(port),
                 variable,
             },
             false => HostPort::Free,
@@ -249,12 +259,8 @@ impl Setting {
             container: port,
             host: host(port, variable),
         };
-        ports.iter().map(map).collect()
+        PORTS.iter().filter(here).map(map).collect()
     }
-}
-
-fn chosen_port(variable: &str) -> Option<u16> {
-    std::env::var(variable).ok()?.parse().ok()
 }
 
 /// Name of an image set's golden volume.

@@ -15,7 +15,7 @@ use sqlx::{ConnectOptions as _, Connection as _};
 pub use boot::Builder;
 pub use error::TopologyError;
 pub use health::{HEALTH_PATIENCE, ServiceHealth};
-pub use remains::{Leftovers, Volumes, sweep};
+pub use remains::{Leftovers, Listed, Owner, Volumes, list, remove_by_hand, sweep};
 
 use crate::control::Control;
 use crate::dirs::Dirs;

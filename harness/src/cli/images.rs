@@ -3,13 +3,28 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use wopr_harness::by_hand;
 use wopr_harness::dirs::Dirs;
 use wopr_harness::engine::Engine;
 use wopr_harness::image;
 use wopr_harness::profile::Profile;
 use wopr_harness::settings::StackSettings;
+use wopr_machine::envfile::{self, Settings};
 
-use super::{Outcome, bars};
+use super::{Failure, Outcome, bars};
+
+/// What the topology by hand runs: the choices in local/*/.env under those of the environment. No file
+/// is made for it.
+fn profile(dirs: &Dirs) -> Result<Profile, Failure> {
+    let mut all = Settings::new();
+    for role in ["vps", "gpu"] {
+        let file = dirs.root.join(format!("local/{role}/.env"));
+        if file.is_file() {
+            all.extend(envfile::read(&file)?);
+        }
+    }
+    Ok(Profile::from_settings(&all))
+}
 
 #[derive(Subcommand)]
 pub(crate) enum Images {
@@ -27,22 +42,17 @@ impl Images {
             Self::Build => {
                 let dirs = Dirs::find()?;
                 let settings = StackSettings::for_tests(&dirs)?;
-                let set = image::ensure(
-                    &engine,
-                    &dirs,
-                    &Profile::from_environment(),
-                    &settings,
-                    &bars::progress(),
-                )
-                .await?;
-                println!("image set {}", set.id);
+                let set =
+                    image::ensure(&engine, &dirs, &profile(&dirs)?, &settings, &bars::progress()).await?;
+                by_hand::write_env(&dirs, &set)?;
+                say!("image set {}", set.id);
                 for (service, image) in &set.services {
-                    println!("  {service:16} {image}");
+                    say!("  {service:16} {image}");
                 }
             }
             Self::List => {
                 for id in image::list(&engine).await? {
-                    println!("{id}");
+                    say!("{id}");
                 }
             }
         }

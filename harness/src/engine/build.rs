@@ -227,6 +227,19 @@ impl Engine {
         )))
     }
 
+    /// References of the images of a repository, newest first.
+    ///
+    /// # Errors
+    /// [`EngineError::Call`].
+    pub async fn references(&self, repository: &str) -> Result<Vec<String>, EngineError> {
+        let filters = HashMap::from([("reference", vec![repository])]);
+        let options = ListImagesOptionsBuilder::new().filters(&filters).build();
+        let listed = self.docker().list_images(Some(options)).await;
+        let mut listed = listed.map_err(EngineError::call("list images"))?;
+        listed.sort_by_key(|image| std::cmp::Reverse(image.created));
+        Ok(listed.into_iter().flat_map(|image| image.repo_tags).collect())
+    }
+
     /// References of the images with a label.
     ///
     /// # Errors

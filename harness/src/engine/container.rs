@@ -11,7 +11,7 @@ use bollard::query_parameters::{
     ListNetworksOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
     RestartContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptions,
 };
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use testcontainers::core::{AccessMode, CgroupnsMode, Host, Mount};
 use testcontainers::runners::AsyncRunner as _;
 use testcontainers::{GenericImage, ImageExt as _};
@@ -180,6 +180,15 @@ impl MountSpec {
         self.access = Access::ReadOnly;
         self
     }
+}
+
+/// Whether a log is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Follow {
+    /// To the end of what is there.
+    No,
+    /// Until the container ends.
+    Yes,
 }
 
 /// What a container is doing.
@@ -525,6 +534,20 @@ impl Engine {
             Some(Err(error)) => Err(EngineError::call(format!("wait for {name}"))(error)),
             None => Ok(0),
         }
+    }
+
+    /// The lines that a container writes, from the last `tail` ones on; with [`Follow::Yes`] until it
+    /// ends.
+    pub fn log_lines(&self, name: &str, tail: usize, follow: Follow) -> impl Stream<Item = String> + use<> {
+        let options = LogsOptionsBuilder::new()
+            .stdout(true)
+            .stderr(true)
+            .follow(follow == Follow::Yes)
+            .tail(&tail.to_string())
+            .build();
+        let pieces = self.docker().logs(name, Some(options));
+        // The engine sends a line as one piece unless it is longer than 16 KiB.
+        pieces.filter_map(async |piece| Some(piece.ok()?.to_string().trim_end().to_owned()))
     }
 
     /// The last lines that a container wrote.

@@ -5,14 +5,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rand::RngExt as _;
+use wopr_machine::envfile::Settings;
 
 use super::remains::Remains;
 use super::{Topology, TopologyError, Volumes, sweep};
+use crate::by_hand;
 use crate::control::Control;
 use crate::dirs::{self, Dirs};
 use crate::engine::{Engine, Lan};
 use crate::image;
-use crate::machine::{BY_HAND, GPU, MachineName, Role, RunningMachine, Setting, VPS};
+use crate::machine::{BY_HAND, GPU, MachineName, PORTS, Role, RunningMachine, Setting, VPS};
 use crate::models;
 use crate::privilege;
 use crate::profile::Profile;
@@ -132,6 +134,11 @@ impl Builder {
             .fold(defaults, |settings, (role, variable, value)| {
                 settings.with(*role, variable, value)
             });
+        let chosen_ports = if self.by_hand {
+            chosen_ports(&by_hand::settings(&dirs)?)?
+        } else {
+            BTreeMap::new()
+        };
         let models = self.models.clone().unwrap_or_else(|| dirs.tiny_models());
         models::check(&models, &settings.of(Role::Gpu))?;
 
@@ -148,6 +155,7 @@ impl Builder {
             addresses: BTreeMap::new(),
             privilege,
             gid: rustix::process::getgid().as_raw(),
+            chosen_ports: chosen_ports.clone(),
             owner: dirs.run.clone(),
         };
         let (setting, remains) = if self.by_hand {
@@ -176,6 +184,21 @@ impl Builder {
         task.done();
         Ok(topology)
     }
+}
+
+/// Ports of the topology by hand, from local/.env and above it from the environment, as compose does.
+fn chosen_ports(file: &Settings) -> Result<BTreeMap<String, u16>, TopologyError> {
+    let mut ports = BTreeMap::new();
+    for (_, variable) in PORTS {
+        let own = std::env::var(variable).ok().filter(|value| !value.is_empty());
+        if let Some(value) = own.or_else(|| file.get(variable).cloned()) {
+            let port = value
+                .parse()
+                .map_err(|_| TopologyError::Port { variable, value })?;
+            ports.insert(variable.to_owned(), port);
+        }
+    }
+    Ok(ports)
 }
 
 fn new_id() -> String {
@@ -315,6 +338,7 @@ impl Topology {
             addresses: BTreeMap::from([(VPS, Lan::BY_HAND.address(0)), (GPU, Lan::BY_HAND.address(1))]),
             privilege: crate::engine::Privilege::Nested,
             gid: rustix::process::getgid().as_raw(),
+            chosen_ports: BTreeMap::new(),
             owner: dirs.run.clone(),
         };
         let mut machines = BTreeMap::new();

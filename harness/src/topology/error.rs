@@ -80,6 +80,17 @@ pub enum TopologyError {
         /// Why it failed.
         source: sqlx::Error,
     },
+    /// A port that is none.
+    #[error("{variable} is {value:?}, which is no port: a number from 1 to 65535 is")]
+    Port {
+        /// The setting.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// local/.env.
+    #[error(transparent)]
+    ByHand(#[from] crate::by_hand::ByHandError),
     /// No topology was started by hand.
     #[error("no topology is up: `wopr up` starts one")]
     NotUp,

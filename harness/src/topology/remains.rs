@@ -10,12 +10,15 @@ use futures_util::future::join_all;
 use super::TopologyError;
 use crate::dirs::Dirs;
 use crate::engine::{Engine, EngineError, LABEL_OWNER, LABEL_TOPOLOGY};
+use crate::machine::BY_HAND;
 
 /// File in a topology's directory that its owner holds locked for as long as it lives.
 const OWNER_LOCK: &str = "owner.lock";
 /// A removal that the engine is still busy with shows as a leftover for a moment.
 const ROUNDS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
+/// The database gets the time to write what it has.
+const STOP_GRACE: Duration = Duration::from_secs(30);
 /// A directory younger than this may be one that is just being made.
 const SETTLED: Duration = Duration::from_secs(60);
 
@@ -264,6 +267,14 @@ pub async fn sweep(engine: &Engine, dirs: &Dirs) -> Result<Vec<String>, Topology
     Ok(swept)
 }
 
+/// Whoever holds the lock lives; without the file, the removal had come that far.
+fn is_alive(directory: &Path) -> bool {
+    let lock = std::fs::File::options()
+        .write(true)
+        .open(directory.join(OWNER_LOCK));
+    lock.is_ok_and(|lock| lock.try_lock().is_err())
+}
+
 /// Topologies that carry our label or have a directory of ours.
 async fn owned(engine: &Engine, dirs: &Dirs) -> Result<BTreeSet<String>, TopologyError> {
     let owner = format!("{LABEL_OWNER}={}", dirs.run.display());
@@ -279,4 +290,90 @@ async fn owned(engine: &Engine, dirs: &Dirs) -> Result<BTreeSet<String>, Topolog
         }
     }
     Ok(found)
+}
+
+/// Who answers for a topology.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// A person, who started it by hand.
+    ByHand,
+    /// A process that lives.
+    Alive,
+    /// A process that has ended; the next boot sweeps it.
+    Dead,
+    /// Somebody else: another user, or another WOPR_RUN_DIR.
+    Another,
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::ByHand => "by hand",
+            Self::Alive => "a running process",
+            Self::Dead => "a process that has ended",
+            Self::Another => "another user",
+        })
+    }
+}
+
+/// A topology on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its id.
+    pub id: String,
+    /// Who answers for it.
+    pub owner: Owner,
+    /// Names of its containers.
+    pub containers: Vec<String>,
+}
+
+/// Every topology on this host.
+///
+/// # Errors
+/// [`TopologyError::Engine`].
+pub async fn list(engine: &Engine, dirs: &Dirs) -> Result<Vec<Listed>, TopologyError> {
+    let ours = owned(engine, dirs).await?;
+    let mut listed = Vec::new();
+    for id in engine.topologies_with_label(LABEL_TOPOLOGY).await? {
+        let owner = match id.as_str() {
+            BY_HAND => Owner::ByHand,
+            _ if !ours.contains(&id) => Owner::Another,
+            _ if is_alive(&dirs.run.join(&id)) => Owner::Alive,
+            _ => Owner::Dead,
+        };
+        let containers = engine
+            .containers_with_label(&format!("{LABEL_TOPOLOGY}={id}"))
+            .await?;
+        listed.push(Listed {
+            id,
+            owner,
+            containers,
+        });
+    }
+    Ok(listed)
+}
+
+/// Takes the topology by hand down, whether `wopr up` or compose started it; returns how many things
+/// of it there were.
+///
+/// # Errors
+/// [`TopologyError::Leftovers`].
+pub async fn remove_by_hand(engine: &Engine, dirs: &Dirs, volumes: Volumes) -> Result<usize, TopologyError> {
+    let there = Leftovers::of(engine, BY_HAND).await?;
+    for container in &there.containers {
+        if engine
+            .container(container)
+            .await?
+            .is_some_and(|state| state.running)
+        {
+            engine.stop(container, STOP_GRACE).await?;
+        }
+    }
+    remove(engine, BY_HAND, &dirs.root.join("local/.run"), volumes).await?;
+    let volumes = if volumes == Volumes::Remove {
+        there.volumes.len()
+    } else {
+        0
+    };
+    Ok(there.containers.len() + there.networks.len() + volumes)
 }

@@ -1,0 +1,112 @@
+//! What the topology by hand needs on disk: local/.env, which tells compose the image set, the ports
+//! and the models.
+
+use std::path::{Path, PathBuf};
+
+use wopr_machine::envfile::{self, EnvFileError, Settings};
+
+use crate::dirs::Dirs;
+use crate::image::ImageSet;
+
+/// Why local/.env could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ByHandError {
+    /// It is broken.
+    #[error(transparent)]
+    File(#[from] EnvFileError),
+    /// It could not be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+fn file(dirs: &Dirs) -> PathBuf {
+    dirs.root.join("local/.env")
+}
+
+/// The settings in local/.env; none when there is no such file.
+///
+/// # Errors
+/// [`ByHandError::File`].
+pub fn settings(dirs: &Dirs) -> Result<Settings, ByHandError> {
+    let path = file(dirs);
+    if !path.exists() {
+        return Ok(Settings::new());
+    }
+    Ok(envfile::read(&path)?)
+}
+
+/// Writes into local/.env what compose has to know of an image set. Lines of a person's own stay.
+///
+/// # Errors
+/// [`ByHandError`].
+pub fn write_env(dirs: &Dirs, set: &ImageSet) -> Result<(), ByHandError> {
+    let path = file(dirs);
+    settings(dirs)?;
+    let own = [
+        ("WOPR_MACHINE_IMAGE", set.machine.clone()),
+        ("WOPR_IMAGE_SET", set.id.clone()),
+        ("WOPR_SOCKET_GID", rustix::process::getgid().as_raw().to_string()),
+    ];
+    let text = std::fs::read_to_string(&path).unwrap_or_default();
+    let text = if text.is_empty() { HEAD.to_owned() } else { text };
+    let is_own = |line: &&str| {
+        own.iter()
+            .any(|(key, _)| line.trim_start().starts_with(&format!("{key}=")))
+    };
+    let mut lines: Vec<String> = text
+        .lines()
+        .filter(|line| !is_own(line))
+        .map(str::to_owned)
+        .collect();
+    lines.extend(own.iter().map(|(key, value)| format!("{key}={value}")));
+    let written = replace(&path, &format!("{}\n", lines.join("\n")));
+    written.map_err(|source| ByHandError::Write { path, source })
+}
+
+const HEAD: &str = "# Read by docker compose. The WOPR_MACHINE_IMAGE, WOPR_IMAGE_SET and WOPR_SOCKET_GID lines are written\n\
+     # by `wopr images build` and `wopr up`; others are yours: WOPR_API_PORT, WOPR_HTTP_PORT, WOPR_LLAMA_PORT,\n\
+     # WOPR_CHATTERBOX_PORT, WOPR_WHISPER_PORT, WOPR_QWEN_PORT, WOPR_MODELS_DIR, WOPR_DNS_OTHERS.\n";
+
+/// In one step: an interrupted write leaves the old file.
+fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+    let partial = path.with_extension(format!("env.{}", std::process::id()));
+    std::fs::write(&partial, text)?;
+    std::fs::rename(&partial, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_persons_own_lines_stay() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("local")).unwrap();
+        let dirs = Dirs {
+            root: root.path().into(),
+            state: "/".into(),
+            run: "/".into(),
+        };
+        let set = |id: &str| ImageSet {
+            id: id.into(),
+            machine: "wopr/machine:1".into(),
+            sidecar: String::new(),
+            services: Default::default(),
+        };
+        write_env(&dirs, &set("one")).unwrap();
+        let path = root.path().join("local/.env");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("{text}WOPR_API_PORT=3101\n")).unwrap();
+        write_env(&dirs, &set("two")).unwrap();
+        let settings = settings(&dirs).unwrap();
+        assert_eq!(settings["WOPR_IMAGE_SET"], "two");
+        assert_eq!(settings["WOPR_API_PORT"], "3101");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.matches("WOPR_IMAGE_SET=").count(), 1, "{text}");
+    }
+}

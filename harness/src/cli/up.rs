@@ -1,0 +1,190 @@
+//! `wopr up`, `seed`, `restart`, `down`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use wopr_harness::by_hand;
+use wopr_harness::dirs::Dirs;
+use wopr_harness::engine::Engine;
+use wopr_harness::image;
+use wopr_harness::machine::{BY_HAND, MachineName, Role};
+use wopr_harness::profile::Profile;
+use wopr_harness::seed::{NodeId, seed};
+use wopr_harness::service::Service;
+use wopr_harness::settings::StackSettings;
+use wopr_harness::topology::{Topology, Volumes, remove_by_hand};
+
+use super::{Failure, Outcome, bars};
+
+#[derive(Args)]
+pub(crate) struct Up {
+    /// Do not seed the GPU node.
+    #[arg(long)]
+    no_seed: bool,
+    /// Directory of the model files; tiny models that are made here unless it is given.
+    #[arg(long, value_name = "DIR", env = "WOPR_MODELS_DIR")]
+    models: Option<PathBuf>,
+}
+
+impl Up {
+    pub(crate) async fn run(self) -> Outcome {
+        let topology = match Topology::by_hand().await {
+            Ok(topology) => {
+                let services = topology.expected_services();
+                let task = bars::progress().begin("waiting for the services of the topology that is up");
+                topology.until_healthy(&services).await?;
+                task.done();
+                topology
+            }
+            Err(wopr_harness::topology::TopologyError::NotUp) => self.boot().await?,
+            Err(error) => return Err(error.into()),
+        };
+        if !self.no_seed {
+            let node = NodeId::default();
+            seed(&topology, &node).await?;
+            say!(
+                "node {node} is seeded with {}",
+                topology.address(&wopr_harness::GPU)
+            );
+        }
+        print_ways_in(&topology);
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn boot(&self) -> Result<Topology, Failure> {
+        let (engine, dirs) = (Engine::connect().await?, Dirs::find()?);
+        // Stopped or half of it: what is left of the last boot goes, its data stays.
+        remove_by_hand(&engine, &dirs, Volumes::Keep).await?;
+        let settings = StackSettings::by_hand(&dirs)?;
+        let mut all = settings.of(Role::Vps);
+        all.extend(settings.of(Role::Gpu));
+        let profile = Profile::from_settings(&all);
+        let progress = bars::progress();
+        let set = image::ensure(
+            &engine,
+            &dirs,
+            &profile,
+            &StackSettings::for_tests(&dirs)?,
+            &progress,
+        )
+        .await?;
+        by_hand::write_env(&dirs, &set)?;
+        let mut builder = Topology::builder().by_hand().profile(profile).progress(progress);
+        let local = by_hand::settings(&dirs)?;
+        let models = self.models.clone().or_else(|| {
+            // As compose reads it: relative to the directory of the compose file.
+            local
+                .get("WOPR_MODELS_DIR")
+                .map(|path| dirs.root.join("local").join(path))
+        });
+        if let Some(models) = models {
+            builder = builder.models(std::path::absolute(models)?);
+        }
+        Ok(builder.boot().await?)
+    }
+}
+
+fn print_ways_in(topology: &Topology) {
+    let services = topology.expected_services();
+    say!("platform-api     {}", topology.url(3100, "/health"));
+    say!("platform-ui      {}", topology.url(80, "/"));
+    for (service, port) in [
+        (Service::LlamaCpp, 8080),
+        (Service::Chatterbox, 8081),
+        (Service::Whisper, 8082),
+        (Service::QwenEmbeddings, 8083),
+    ] {
+        if services.contains(&service) {
+            say!("{service:16} {}", topology.url(port, "/health"));
+        }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct Seed {
+    /// Id of the node.
+    #[arg(long, value_name = "ID", env = "GPU_NODE_ID", default_value_t = NodeId::default())]
+    node: NodeId,
+}
+
+impl Seed {
+    pub(crate) async fn run(self) -> Outcome {
+        let topology = Topology::by_hand().await?;
+        let task = bars::progress().begin("seeding, and restarting platform-api");
+        seed(&topology, &self.node).await?;
+        task.done();
+        say!(
+            "node {} is seeded with {}",
+            self.node,
+            topology.address(&wopr_harness::GPU)
+        );
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct Restart {
+    /// vps or gpu.
+    machine: MachineName,
+    /// A service on it.
+    #[arg(value_parser = parse_service)]
+    service: Service,
+}
+
+/// A service's name, for clap.
+pub(crate) fn parse_service(text: &str) -> Result<Service, String> {
+    Service::from_name(text).ok_or_else(|| {
+        let names: Vec<_> = Service::ALL.iter().map(|service| service.name()).collect();
+        format!("no service is called so; there are {}", names.join(", "))
+    })
+}
+
+/// Refuses a service that runs elsewhere.
+pub(crate) fn check_place(machine: &MachineName, service: Service) -> Result<(), Failure> {
+    if service.role() == machine.role() {
+        return Ok(());
+    }
+    Err(format!("{service} runs on {}, not on {machine}", service.role()).into())
+}
+
+impl Restart {
+    pub(crate) async fn run(self) -> Outcome {
+        check_place(&self.machine, self.service)?;
+        let topology = Topology::by_hand().await?;
+        let task = bars::progress().begin(format!("restarting {}", self.service));
+        topology.restart(self.service).await?;
+        task.done();
+        say!("{} is healthy", self.service);
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct Down {
+    /// Remove the volumes as well: every row, every inner image's changes.
+    #[arg(long)]
+    volumes: bool,
+}
+
+impl Down {
+    pub(crate) async fn run(self) -> Outcome {
+        let (engine, dirs) = (Engine::connect().await?, Dirs::find()?);
+        let volumes = if self.volumes {
+            Volumes::Remove
+        } else {
+            Volumes::Keep
+        };
+        let task = bars::progress().begin("taking the machines down");
+        let removed = remove_by_hand(&engine, &dirs, volumes).await?;
+        task.done();
+        match removed {
+            0 => say!("nothing of topology {BY_HAND} was there"),
+            _ => say!(
+                "topology {BY_HAND} is gone{}",
+                if self.volumes { "" } else { "; its data stays" }
+            ),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
