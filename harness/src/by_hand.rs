@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use wopr_machine::envfile::{self, EnvFileError, Settings};
 
-use crate::dirs::Dirs;
+use crate::dirs::{self, Dirs, DirsError};
 use crate::image::ImageSet;
 
 /// Why local/.env could not be used.
@@ -14,6 +14,9 @@ pub enum ByHandError {
     /// It is broken.
     #[error(transparent)]
     File(#[from] EnvFileError),
+    /// The control directories.
+    #[error(transparent)]
+    Dirs(#[from] DirsError),
     /// It could not be written.
     #[error("cannot write {path}: {source}")]
     Write {
@@ -47,6 +50,10 @@ pub fn settings(dirs: &Dirs) -> Result<Settings, ByHandError> {
 pub fn write_env(dirs: &Dirs, set: &ImageSet) -> Result<(), ByHandError> {
     let path = file(dirs);
     settings(dirs)?;
+    // Before compose makes them, which would not make them private.
+    for machine in ["vps", "gpu"] {
+        dirs::make_private(&dirs.root.join("local/.run").join(machine))?;
+    }
     let own = [
         ("WOPR_MACHINE_IMAGE", set.machine.clone()),
         ("WOPR_IMAGE_SET", set.id.clone()),

@@ -274,6 +274,9 @@ pub fn engine_socket(control: &Path) -> PathBuf {
 }
 
 #[cfg(test)]
+mod compose_test;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

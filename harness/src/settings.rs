@@ -132,7 +132,7 @@ impl StackSettings {
         let text: String = self
             .of(role)
             .iter()
-            .map(|(key, value)| format!("{key}={}\n", quoted(value)))
+            .map(|(key, value)| format!("{key}={}\n", envfile::quoted(value)))
             .collect();
         let written = std::fs::OpenOptions::new()
             .write(true)
@@ -143,11 +143,6 @@ impl StackSettings {
             .and_then(|mut file| file.write_all(text.as_bytes()));
         written.map_err(|source| SettingsError::Write { path, source })
     }
-}
-
-fn quoted(value: &str) -> String {
-    let quote = if value.contains('"') { '\'' } else { '"' };
-    format!("{quote}{value}{quote}")
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ use wopr_harness::service::Service;
 use wopr_harness::settings::StackSettings;
 use wopr_harness::topology::{Topology, Volumes, remove_by_hand};
 
+use wopr_machine::protocol::Request;
+
 use super::{Failure, Outcome, bars};
 
 #[derive(Args)]
@@ -31,6 +33,7 @@ impl Up {
     pub(crate) async fn run(self) -> Outcome {
         let topology = match Topology::by_hand().await {
             Ok(topology) => {
+                apply(&topology).await?;
                 let services = topology.expected_services();
                 let task = bars::progress().begin("waiting for the services of the topology that is up");
                 topology.until_healthy(&services).await?;
@@ -83,6 +86,16 @@ impl Up {
         }
         Ok(builder.boot().await?)
     }
+}
+
+/// Brings the stacks to what is in their `.env` files now.
+async fn apply(topology: &Topology) -> Result<(), Failure> {
+    for machine in topology.machines() {
+        let task = bars::progress().begin(format!("applying the settings of {}", machine.name()));
+        machine.control().await?.ask(&Request::ApplyStack).await?;
+        task.done();
+    }
+    Ok(())
 }
 
 fn print_ways_in(topology: &Topology) {
