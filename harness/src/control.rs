@@ -183,25 +183,42 @@ impl Control {
         }
     }
 
-    /// Runs a program in the machine and returns what it printed.
+    /// Runs a program in the machine; returns its exit code (-1 for a signal) and what it printed.
     ///
     /// # Errors
-    /// [`ControlError::Program`] unless it ended with 0.
-    pub async fn run(&mut self, argv: &[&str], limit: Duration) -> Result<String, ControlError> {
+    /// [`ControlError`]; a program that fails is no error here.
+    pub async fn run_any(&mut self, argv: &[&str], limit: Duration) -> Result<(i32, String), ControlError> {
+        let (code, stdout, _, _) = self.start(argv, limit).await?;
+        Ok((code.unwrap_or(-1), stdout))
+    }
+
+    async fn start(
+        &mut self,
+        argv: &[&str],
+        limit: Duration,
+    ) -> Result<(Option<i32>, String, String, bool), ControlError> {
         let request = Request::Run {
             argv: argv.iter().map(|word| (*word).to_owned()).collect(),
             stdin: None,
             timeout_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
         };
-        let Reply::Exited {
-            code,
-            stdout,
-            stderr,
-            timed_out,
-        } = self.ask(&request).await?
-        else {
-            return Err(self.ended());
-        };
+        match self.ask(&request).await? {
+            Reply::Exited {
+                code,
+                stdout,
+                stderr,
+                timed_out,
+            } => Ok((code, stdout, stderr, timed_out)),
+            _ => Err(self.ended()),
+        }
+    }
+
+    /// Runs a program in the machine and returns what it printed.
+    ///
+    /// # Errors
+    /// [`ControlError::Program`] unless it ended with 0.
+    pub async fn run(&mut self, argv: &[&str], limit: Duration) -> Result<String, ControlError> {
+        let (code, stdout, stderr, timed_out) = self.start(argv, limit).await?;
         if code == Some(0) {
             return Ok(stdout);
         }

@@ -2,10 +2,13 @@
 //! does about it.
 
 pub mod by_hand;
+pub mod clock;
 pub mod control;
 pub mod dirs;
 pub mod doctor;
 pub mod engine;
+pub mod fault;
+pub mod history;
 pub mod image;
 pub mod machine;
 mod models;
@@ -15,7 +18,9 @@ pub mod progress;
 pub mod seed;
 pub mod service;
 pub mod settings;
+pub mod testing;
 pub mod topology;
+pub mod watch;
 
 pub use machine::{GPU, VPS};
 pub use service::Service;

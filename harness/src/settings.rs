@@ -6,7 +6,7 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 use wopr_machine::envfile::{self, EnvFileError, Settings};
-use wopr_machine::paths::STACK_ENV;
+use wopr_machine::paths::{self, STACK_ENV};
 
 use crate::dirs::{Dirs, DirsError};
 use crate::machine::Role;
@@ -69,7 +69,7 @@ impl StackSettings {
             envfile::generate_once(&example, &file)?;
             stacks.insert(role, envfile::read(&file)?);
         }
-        Ok(Self { stacks })
+        Ok(for_observation(Self { stacks }))
     }
 
     /// Those of the topology by hand: `local/vps/.env` and `local/gpu/.env`, made when they are not
@@ -143,6 +143,17 @@ impl StackSettings {
             .and_then(|mut file| file.write_all(text.as_bytes()));
         written.map_err(|source| SettingsError::Write { path, source })
     }
+}
+
+/// What tests look at: platform-api's time can run faster, and its webhooks and cloud calls go to the
+/// VPS machine's recorder. By address: no fault of names is to touch them.
+fn for_observation(settings: StackSettings) -> StackSettings {
+    let recorder = format!("http://{}:{}", paths::DNS_ADDRESS, paths::RECORDER_PORT);
+    let library = format!("{}/{}/{}", paths::CONTROL, paths::CLOCK, paths::CLOCK_LIBRARY);
+    settings
+        .with(Role::Vps, "ADMIN_WEBHOOK_URL", &format!("{recorder}/hooks/gpu"))
+        .with(Role::Vps, "DO_API_BASE_URL", &format!("{recorder}/v2"))
+        .with(Role::Vps, "WOPR_CLOCK_LIBRARY", &library)
 }
 
 #[cfg(test)]

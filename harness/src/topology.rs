@@ -17,9 +17,11 @@ pub use error::TopologyError;
 pub use health::{HEALTH_PATIENCE, ServiceHealth};
 pub use remains::{Leftovers, Listed, Owner, Volumes, list, remove_by_hand, sweep};
 
+use crate::clock::Rate;
 use crate::control::Control;
 use crate::dirs::Dirs;
 use crate::engine::Engine;
+use crate::history::Deeds;
 use crate::machine::{GPU, MachineName, RunningMachine, Setting, VPS};
 use crate::seed::{NodeId, SeedError};
 use crate::service::Service;
@@ -47,6 +49,8 @@ pub struct Topology {
     setting: Setting,
     settings: StackSettings,
     machines: BTreeMap<MachineName, RunningMachine>,
+    rate: Rate,
+    deeds: Deeds,
     remains: Remains,
 }
 
@@ -60,6 +64,16 @@ impl Topology {
     /// Its id: part of the name of all that belongs to it.
     pub fn id(&self) -> &str {
         &self.setting.topology
+    }
+
+    /// How fast platform-api's time runs.
+    pub fn rate(&self) -> Rate {
+        self.rate
+    }
+
+    /// What the harness did.
+    pub(crate) fn deeds(&self) -> &Deeds {
+        &self.deeds
     }
 
     /// The host's engine.
@@ -180,7 +194,9 @@ impl Topology {
             .engine()
             .restart(&service.container())
             .await?;
-        self.until_healthy(&[service]).await
+        self.until_healthy(&[service]).await?;
+        self.deeds.note(format!("restarted {service}"));
+        Ok(())
     }
 
     /// A conversation with a machine's first process.
@@ -208,7 +224,8 @@ impl Topology {
             machine.stop().await?;
         }
         self.remains.remove(Volumes::Keep).await?;
-        let again = Builder::on_volumes_of(&self.setting, self.settings.clone(), self.remains.hand_over());
+        let again = Builder::on_volumes_of(&self.setting, self.settings.clone(), self.remains.hand_over())
+            .rate(self.rate);
         Ok(again)
     }
 }

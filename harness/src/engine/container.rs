@@ -202,6 +202,8 @@ pub struct ContainerState {
     pub running: bool,
     /// Whether it is frozen.
     pub paused: bool,
+    /// Its first process, in the engine's own process namespace, while it runs.
+    pub pid: Option<i64>,
     /// How often the engine has started it again by itself.
     pub restarts: i64,
     /// Exit code of the last run.
@@ -367,6 +369,7 @@ impl Engine {
                 .unwrap_or_default(),
             running: state.running.unwrap_or(false) && !paused,
             paused,
+            pid: state.pid.filter(|pid| *pid > 0),
             restarts: found.restart_count.unwrap_or_default(),
             exit_code: state.exit_code,
             ports: ports.collect(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use rand::RngExt as _;
 use wopr_machine::envfile::Settings;
@@ -10,9 +10,11 @@ use wopr_machine::envfile::Settings;
 use super::remains::Remains;
 use super::{Topology, TopologyError, Volumes, sweep};
 use crate::by_hand;
+use crate::clock::{self, Rate};
 use crate::control::Control;
 use crate::dirs::{self, Dirs};
 use crate::engine::{Engine, Lan};
+use crate::history::Deeds;
 use crate::image;
 use crate::machine::{BY_HAND, GPU, MachineName, PORTS, Role, RunningMachine, Setting, VPS};
 use crate::models;
@@ -35,6 +37,7 @@ pub struct Builder {
     changes: Vec<(Role, String, String)>,
     progress: Progress,
     by_hand: bool,
+    rate: Rate,
     resting: Option<Resting>,
 }
 
@@ -54,6 +57,7 @@ impl Builder {
             changes: Vec::new(),
             progress: Progress::lines_after(Duration::from_secs(5)),
             by_hand: false,
+            rate: Rate::TRUE,
             resting: None,
         }
     }
@@ -96,6 +100,13 @@ impl Builder {
     #[must_use]
     pub fn with(mut self, role: Role, variable: &str, value: &str) -> Self {
         self.changes.push((role, variable.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// How fast platform-api's time runs; true unless given.
+    #[must_use]
+    pub fn rate(mut self, rate: Rate) -> Self {
+        self.rate = rate;
         self
     }
 
@@ -178,6 +189,7 @@ impl Builder {
             engine,
             setting,
             settings,
+            rate: self.rate,
             remains,
         };
         let (topology, _) = tokio::try_join!(booting.boot(&task), swept)?;
@@ -211,6 +223,7 @@ struct Booting {
     engine: Engine,
     setting: Setting,
     settings: StackSettings,
+    rate: Rate,
     remains: Remains,
 }
 
@@ -228,11 +241,17 @@ impl Booting {
             setting: self.setting,
             settings: self.settings,
             machines,
+            rate: self.rate,
+            deeds: Deeds::default(),
             remains: self.remains,
         };
         task.detail("waiting for the services");
         let services: Vec<Service> = topology.expected_services();
-        match topology.until_healthy(&services).await {
+        let healthy = async {
+            topology.until_healthy(&services).await?;
+            topology.prove_clock().await
+        };
+        match healthy.await {
             Ok(()) => Ok(topology),
             // By hand it stays, so that a person can look into it.
             Err(error) if by_hand => Err(error),
@@ -286,6 +305,10 @@ impl Booting {
     async fn start_machine(&self, name: &MachineName, task: &Task) -> Result<RunningMachine, TopologyError> {
         let control_directory = self.setting.control_directory(name);
         dirs::make_private(&control_directory)?;
+        if !self.setting.by_hand() && name.role() == Role::Vps {
+            clock::write(&control_directory, self.rate)
+                .map_err(TopologyError::io("set the clock in", &control_directory))?;
+        }
         // By hand the machine reads a person's .env itself, at each of its boots.
         if !self.setting.by_hand() {
             self.settings.hand_over(name.role(), &control_directory)?;
@@ -362,8 +385,40 @@ impl Topology {
             setting,
             settings,
             machines,
+            rate: Rate::TRUE,
+            deeds: Deeds::default(),
             remains,
         })
+    }
+
+    /// Looks at the time of two of platform-api's answers: it runs as fast as was asked.
+    async fn prove_clock(&self) -> Result<(), TopologyError> {
+        if self.rate == Rate::TRUE {
+            return Ok(());
+        }
+        let (began, first) = (Instant::now(), self.platform_time().await?);
+        // Long enough for whole seconds to tell, whatever the rate.
+        tokio::time::sleep(
+            self.rate
+                .real(clock::seconds(15.0))
+                .max(Duration::from_millis(100)),
+        )
+        .await;
+        let (took, second) = (began.elapsed(), self.platform_time().await?);
+        let passed = second.duration_since(first).unwrap_or_default();
+        Ok(clock::judge(self.rate, took, passed)?)
+    }
+
+    async fn platform_time(&self) -> Result<SystemTime, TopologyError> {
+        let asked = self.http().get(self.url(3100, "/health")).send().await;
+        let no_date = |reason: String| TopologyError::Clock(clock::ClockError::NoDate(reason));
+        let answer = asked.map_err(|error| no_date(error.to_string()))?;
+        let date = answer
+            .headers()
+            .get(reqwest::header::DATE)
+            .and_then(|date| date.to_str().ok());
+        let date = date.ok_or_else(|| no_date(format!("{:?}", answer.headers())))?;
+        httpdate::parse_http_date(date).map_err(|error| no_date(format!("{date:?}: {error}")))
     }
 
     /// Services that the settings ask for: the GPU stack's profiles may leave some out.

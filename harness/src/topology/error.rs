@@ -88,6 +88,9 @@ pub enum TopologyError {
         /// Its value.
         value: String,
     },
+    /// platform-api's clock.
+    #[error(transparent)]
+    Clock(#[from] crate::clock::ClockError),
     /// local/.env.
     #[error(transparent)]
     ByHand(#[from] crate::by_hand::ByHandError),

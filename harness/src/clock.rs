@@ -1,0 +1,175 @@
+//! platform-api's time. A library that is preloaded into its container makes it run faster, so that 30 s
+//! pass in half a second; a scenario's durations are written in that time and converted once, here.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use wopr_machine::paths::{CLOCK, CLOCK_RATE};
+
+/// One watchdog interval, as the contract has it.
+pub const POLL: PlatformTime = PlatformTime(Duration::from_secs(30));
+
+/// A duration in platform-api's time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PlatformTime(pub Duration);
+
+/// That many watchdog intervals.
+pub fn polls(count: u32) -> PlatformTime {
+    PlatformTime(POLL.0 * count)
+}
+
+/// That many seconds of platform-api's.
+pub fn seconds(count: f64) -> PlatformTime {
+    PlatformTime(Duration::from_secs_f64(count))
+}
+
+/// That many minutes of platform-api's.
+pub fn minutes(count: u64) -> PlatformTime {
+    PlatformTime(Duration::from_secs(60 * count))
+}
+
+impl fmt::Display for PlatformTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1} s", self.0.as_secs_f64())
+    }
+}
+
+/// How many seconds pass for platform-api in one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rate(u32);
+
+/// A text that is no rate.
+#[derive(Debug, thiserror::Error)]
+#[error("{given:?} is no rate: a whole number from 1 to {}", Rate::MOST)]
+pub struct BadRate {
+    given: String,
+}
+
+impl Rate {
+    /// True time.
+    pub const TRUE: Rate = Rate(1);
+    /// What scenarios run at unless told otherwise: a poll every half second, and the watchdog's 5 s
+    /// time-out in 83 ms, which a busy host still answers in.
+    pub const FAST: Rate = Rate(60);
+    /// Beyond this the library's own cost shows.
+    const MOST: u32 = 1000;
+
+    /// The rate of `WOPR_CLOCK_RATE`, else [`Rate::FAST`].
+    ///
+    /// # Errors
+    /// [`BadRate`].
+    pub fn from_environment() -> Result<Self, BadRate> {
+        match std::env::var("WOPR_CLOCK_RATE") {
+            Ok(text) if !text.is_empty() => text.parse(),
+            _ => Ok(Self::FAST),
+        }
+    }
+
+    /// How long a duration of platform-api's takes.
+    pub fn real(self, time: PlatformTime) -> Duration {
+        time.0 / self.0
+    }
+
+    /// How much passes for platform-api in a duration.
+    pub fn platform(self, time: Duration) -> PlatformTime {
+        PlatformTime(time * self.0)
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "×{}", self.0)
+    }
+}
+
+impl FromStr for Rate {
+    type Err = BadRate;
+
+    fn from_str(text: &str) -> Result<Self, BadRate> {
+        match text.trim_start_matches(['x', '×']).parse() {
+            Ok(rate @ 1..=Self::MOST) => Ok(Self(rate)),
+            _ => Err(BadRate {
+                given: text.to_owned(),
+            }),
+        }
+    }
+}
+
+/// Writes the rate into the VPS machine's control directory; a process takes it from its next look at the
+/// time on, with its own start as zero.
+pub(crate) fn write(control: &Path, rate: Rate) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = control.join(CLOCK);
+    std::fs::create_dir_all(&directory)?;
+    let (partial, path) = (directory.join(".rate"), directory.join(CLOCK_RATE));
+    let text = if rate == Rate::TRUE {
+        "+0\n".to_owned()
+    } else {
+        format!("+0 x{}\n", rate.0)
+    };
+    std::fs::write(&partial, text)?;
+    // The container's own user reads it; the directories above are private.
+    std::fs::set_permissions(&partial, std::fs::Permissions::from_mode(0o644))?;
+    std::fs::rename(&partial, &path)
+}
+
+/// platform-api's clock does not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClockError {
+    /// Its answers carry no time.
+    #[error("platform-api's answers have no Date, by which its clock could be seen: {0}")]
+    NoDate(String),
+    /// It runs otherwise.
+    #[error(
+        "platform-api's clock was to run at {asked} and runs at ×{found:.1}: its image cannot be sped up if it is built on musl or statically; run it at WOPR_CLOCK_RATE=1"
+    )]
+    Wrong {
+        /// The rate that was asked for.
+        asked: Rate,
+        /// What was measured.
+        found: f64,
+    },
+}
+
+/// The rate that two looks at the clock show.
+pub(crate) fn judge(asked: Rate, real: Duration, platform: Duration) -> Result<(), ClockError> {
+    // A Date has whole seconds: each look may be off by one.
+    let expected = real.as_secs_f64() * f64::from(asked.0);
+    let found = platform.as_secs_f64();
+    if (found - expected).abs() <= 1.5 + 0.1 * expected {
+        return Ok(());
+    }
+    Err(ClockError::Wrong {
+        asked,
+        found: found / real.as_secs_f64(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_poll_takes_half_a_second_at_the_fast_rate() {
+        assert_eq!(Rate::FAST.real(polls(1)), Duration::from_millis(500));
+        assert_eq!(Rate::TRUE.real(minutes(10)), Duration::from_secs(600));
+    }
+
+    #[test]
+    fn a_clock_that_does_not_run_is_noticed() {
+        let quarter = Duration::from_millis(250);
+        assert!(judge(Rate::FAST, quarter, Duration::from_secs(15)).is_ok());
+        let error = judge(Rate::FAST, quarter, Duration::from_secs(0))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("×60 and runs at ×0.0"), "{error}");
+    }
+
+    #[test]
+    fn a_rate_is_a_whole_number() {
+        assert_eq!("x100".parse::<Rate>().unwrap(), Rate(100));
+        assert!("0".parse::<Rate>().is_err() && "1.5".parse::<Rate>().is_err());
+    }
+}
