@@ -59,13 +59,32 @@ pub struct NodeRow {
     pub last_health_at: Option<i64>,
     /// What went wrong.
     pub last_error: Option<String>,
+    /// Epoch seconds of the last write, in platform-api's time.
+    pub updated_at: i64,
 }
+
+/// Writes of one poll are closer together than this, in seconds of platform-api's; polls are not.
+const ONE_POLL: i64 = 10;
 
 impl NodeRow {
     /// Health of each service by its key; empty where nothing, or something else, is written.
     pub fn health(&self) -> BTreeMap<String, Health> {
         let text = self.service_health.as_deref().unwrap_or("{}");
         serde_json::from_str(text).unwrap_or_default()
+    }
+
+    /// Whether this version, which came after `last`, is what a poll wrote. Each poll writes the health;
+    /// a change of status follows in a write of its own. A platform-api that dates good polls alone writes
+    /// the same again: that is told by the time since.
+    pub fn is_poll_after(&self, last: Option<&NodeRow>) -> bool {
+        let Some(last) = last else {
+            return self.service_health.is_some();
+        };
+        let found = self.last_health_at != last.last_health_at || self.service_health != last.service_health;
+        let again = self.status == last.status
+            && self.provision_stage == last.provision_stage
+            && self.updated_at - last.updated_at >= ONE_POLL;
+        self.service_health.is_some() && (found || again)
     }
 
     /// Whether every service of a poll was down.
@@ -159,11 +178,7 @@ impl History {
         let mut last: Option<&NodeRow> = None;
         let mut polls = Vec::new();
         for (at, row) in self.rows(node) {
-            let polled = row.service_health.is_some()
-                && last.is_none_or(|last| {
-                    last.last_health_at != row.last_health_at || last.service_health != row.service_health
-                });
-            if polled {
+            if row.is_poll_after(last) {
                 polls.push((at, row));
             }
             last = Some(row);
@@ -324,6 +339,7 @@ mod tests {
             service_health: Some(health.into()),
             last_health_at: Some(polled),
             last_error: None,
+            updated_at: at_us / 1_000_000,
         };
         Event {
             at_us,

@@ -65,6 +65,78 @@ impl FromStr for NodeId {
     }
 }
 
+/// A row of gpu_nodes for a scenario, as something else than the seeder would have left it.
+#[derive(Debug, Clone)]
+pub struct NodeSpec {
+    /// Its id.
+    pub id: NodeId,
+    /// What the watchdog polls.
+    pub host: Option<String>,
+    /// Its droplet.
+    pub droplet: Option<String>,
+    /// Its status, in the contract's words.
+    pub status: &'static str,
+    /// JSON, in a text column.
+    pub service_health: Option<&'static str>,
+}
+
+impl NodeSpec {
+    /// An active node at an address, without a droplet.
+    pub fn at(id: NodeId, host: impl fmt::Display) -> Self {
+        Self {
+            id,
+            host: Some(host.to_string()),
+            droplet: None,
+            status: "active",
+            service_health: None,
+        }
+    }
+
+    /// The same with a droplet.
+    #[must_use]
+    pub fn droplet(mut self, droplet: &str) -> Self {
+        self.droplet = Some(droplet.to_owned());
+        self
+    }
+
+    /// The same with another status.
+    #[must_use]
+    pub fn status(mut self, status: &'static str) -> Self {
+        self.status = status;
+        self
+    }
+}
+
+/// Writes a row as it is; platform-api is not restarted.
+///
+/// # Errors
+/// [`SeedError`].
+pub async fn write(topology: &Topology, spec: &NodeSpec) -> Result<(), SeedError> {
+    let failed = |source| SeedError::Topology {
+        node: spec.id.clone(),
+        source,
+    };
+    let mut database = topology.database().await.map_err(failed)?;
+    let query = sqlx::query(
+        "INSERT INTO gpu_nodes (id, host, droplet_id, region, size, status, provision_stage, service_health) \
+         VALUES ($1, $2, $3, 'local', 'rtx-3070', $4, 'done', $5) ON CONFLICT (id) DO UPDATE SET host = excluded.host, \
+         droplet_id = excluded.droplet_id, status = excluded.status, service_health = excluded.service_health",
+    );
+    let query = query
+        .bind(spec.id.as_str())
+        .bind(&spec.host)
+        .bind(&spec.droplet)
+        .bind(spec.status);
+    let written = query.bind(spec.service_health).execute(&mut database).await;
+    written
+        .map_err(TopologyError::database("write a row of gpu_nodes"))
+        .map_err(failed)?;
+    let closed = database.close().await;
+    closed
+        .map_err(TopologyError::database("close the connection to postgres"))
+        .map_err(failed)
+}
+
 /// Why a node is not seeded.
 #[derive(Debug, thiserror::Error)]
 pub enum SeedError {

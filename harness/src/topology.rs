@@ -23,7 +23,7 @@ use crate::dirs::Dirs;
 use crate::engine::Engine;
 use crate::history::Deeds;
 use crate::machine::{GPU, MachineName, RunningMachine, Setting, VPS};
-use crate::seed::{NodeId, SeedError};
+use crate::seed::{NodeId, NodeSpec, SeedError};
 use crate::service::Service;
 use crate::settings::StackSettings;
 use remains::Remains;
@@ -182,6 +182,17 @@ impl Topology {
     pub async fn seed_gpu_node(&self) -> Result<NodeId, SeedError> {
         let node = NodeId::default();
         crate::seed::seed(self, &node).await?;
+        Ok(node)
+    }
+
+    /// Seeds the GPU machine's node with a droplet, so that a reboot can be asked for.
+    ///
+    /// # Errors
+    /// [`SeedError`].
+    pub async fn seed_gpu_node_with_droplet(&self, droplet: &str) -> Result<NodeId, SeedError> {
+        let node = self.seed_gpu_node().await?;
+        let spec = NodeSpec::at(node.clone(), self.address(&GPU)).droplet(droplet);
+        crate::seed::write(self, &spec).await?;
         Ok(node)
     }
 

@@ -136,10 +136,7 @@ impl<'a> Watch<'a> {
                     .timed_out("a poll".to_owned(), PlatformTime(POLL.0 * 2))
                     .await?);
             };
-            let polled = |last: &NodeRow| {
-                last.last_health_at != row.last_health_at || last.service_health != row.service_health
-            };
-            if row.service_health.is_some() && before.as_ref().is_none_or(polled) {
+            if row.is_poll_after(before.as_ref()) {
                 return Ok(row);
             }
         }

@@ -8,7 +8,7 @@ use crate::machine::{GPU, MachineName, Role, VPS};
 use crate::service::Service;
 use crate::topology::Topology;
 
-/// A directed path: from one machine to another, all of it or one port.
+/// A directed path: the connections that one machine opens to another, to all of its ports or to one.
 #[derive(Debug, Clone)]
 pub struct Link<'a> {
     topology: &'a Topology,
@@ -37,6 +37,15 @@ enum Fate {
     Unreachable,
     /// Dropped with this probability.
     Lose(f64),
+}
+
+/// Which packets to the other machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Packets {
+    /// Every one.
+    All,
+    /// Those of connections that were opened from here.
+    Outgoing,
 }
 
 impl Fate {
@@ -102,10 +111,10 @@ impl<'a> Link<'a> {
     pub async fn partition(&self) -> Result<Fault, FaultError> {
         let mut applying = Applying::new(format!("partition of {} and {}", self.from, self.to));
         for link in [self.clone(), self.reversed()] {
-            link.hold(&mut applying, Fate::Drop).await?;
+            link.hold(&mut applying, Fate::Drop, Packets::All).await?;
         }
-        let mut expected = vec![(self.question().await?, Outcome::NoConnection)];
-        expected.push((self.reversed().question().await?, Outcome::NoConnection));
+        let mut expected = vec![(self.question(), Outcome::NoConnection)];
+        expected.push((self.reversed().question(), Outcome::NoConnection));
         applying.confirm(&expected, self.topology.deeds().clone()).await
     }
 
@@ -141,16 +150,32 @@ impl<'a> Link<'a> {
     /// [`FaultError`].
     pub async fn lose(&self, share: f64) -> Result<Fault, FaultError> {
         let mut applying = Applying::new(format!("loss of {:.0} % on {}", share * 100.0, self.name()));
-        self.hold(&mut applying, Fate::Lose(share)).await?;
+        self.hold(&mut applying, Fate::Lose(share), Packets::Outgoing)
+            .await?;
         applying.confirm(&[], self.topology.deeds().clone()).await
     }
 
     async fn break_with(&self, word: &str, fate: Fate, outcome: Outcome) -> Result<Fault, FaultError> {
+        let mut unharmed_before = Vec::new();
+        let back = Link {
+            port: None,
+            ..self.reversed()
+        };
+        for link in self.neighbour().into_iter().chain([back.clone()]) {
+            let probe = link.question().ask().await?;
+            if probe.outcome == Outcome::Answered {
+                unharmed_before.push(probe.url);
+            }
+        }
         let mut applying = Applying::new(format!("{word} on {}", self.name()));
-        self.hold(&mut applying, fate).await?;
-        let mut expected = vec![(self.question().await?, outcome)];
-        if let Some(neighbour) = self.neighbour() {
-            expected.push((neighbour.question().await?, Outcome::Answered));
+        self.hold(&mut applying, fate, Packets::Outgoing).await?;
+        let mut expected = vec![(self.question(), outcome)];
+        for unharmed in self.neighbour().into_iter().chain([back]) {
+            let question = unharmed.question();
+            // What another fault keeps from answering says nothing about this one.
+            if unharmed_before.contains(&question.url) {
+                expected.push((question, Outcome::Answered));
+            }
         }
         applying.confirm(&expected, self.topology.deeds().clone()).await
     }
@@ -174,7 +199,7 @@ impl<'a> Link<'a> {
         })
     }
 
-    async fn hold(&self, applying: &mut Applying, fate: Fate) -> Result<(), FaultError> {
+    async fn hold(&self, applying: &mut Applying, fate: Fate, packets: Packets) -> Result<(), FaultError> {
         let control = self.topology.control(&self.from).await?;
         let to = self.topology.address(&self.to).to_string();
         let steps = ["DOCKER-USER", "OUTPUT"].map(|chain| {
@@ -187,6 +212,10 @@ impl<'a> Link<'a> {
                 }
                 if let Some(port) = self.port {
                     words.extend(["--dport".to_owned(), port.to_string()]);
+                }
+                if packets == Packets::Outgoing {
+                    // Answers to what the other machine opened pass: the way back is a link of its own.
+                    words.extend(["--match", "conntrack", "--ctdir", "ORIGINAL"].map(str::to_owned));
                 }
                 words.extend(fate.words());
                 words
@@ -201,23 +230,23 @@ impl<'a> Link<'a> {
 
     /// What travels on it: on the way to the GPU machine platform-api's poll, on the way back a
     /// registration, which the machine itself sends.
-    async fn question(&self) -> Result<Question, FaultError> {
+    fn question(&self) -> Question {
         let machine = self.topology.machine(&self.from);
         let address = self.topology.address(&self.to);
         let port = self.port.unwrap_or(if self.to == GPU { 8080 } else { 3100 });
-        let (from, pid) = match self.from.role() {
+        let (from, container) = match self.from.role() {
             Role::Vps => {
-                let state = machine.service(Service::PlatformApi).await?;
-                ("platform-api".to_owned(), state.and_then(|state| state.pid))
+                let platform_api = (machine.engine().clone(), Service::PlatformApi.container());
+                ("platform-api".to_owned(), Some(platform_api))
             }
             Role::Gpu => (self.from.to_string(), None),
         };
-        Ok(Question {
+        Question {
             from,
             machine: (self.from.to_string(), machine.control_directory().clone()),
-            pid,
+            container,
             url: format!("http://{address}:{port}/health"),
-        })
+        }
     }
 }
 

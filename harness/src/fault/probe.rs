@@ -5,7 +5,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::control::{Control, ControlError};
+use super::FaultError;
+use crate::control::Control;
+use crate::engine::Engine;
 
 /// A packet between machines of one host takes microseconds; what takes this long does not arrive.
 const CONNECT: Duration = Duration::from_millis(300);
@@ -85,19 +87,25 @@ pub(super) struct Question {
     pub(super) from: String,
     /// The machine, and its control directory.
     pub(super) machine: (String, PathBuf),
-    /// Process whose network namespace it is sent from; none is the machine's.
-    pub(super) pid: Option<i64>,
+    /// Container whose network namespace it is sent from, and the engine that runs it. None, or one that
+    /// does not run, is the machine's own.
+    pub(super) container: Option<(Engine, String)>,
     pub(super) url: String,
 }
 
 impl Question {
-    async fn ask(&self) -> Result<Probe, ControlError> {
+    pub(super) async fn ask(&self) -> Result<Probe, FaultError> {
         let mut control = Control::connect(&self.machine.0, &self.machine.1).await?;
         let (connect, answer) = (
             CONNECT.as_secs_f64().to_string(),
             ANSWER.as_secs_f64().to_string(),
         );
-        let namespace = self.pid.map(|pid| format!("--net=/proc/{pid}/ns/net"));
+        // Looked up each time: a restart gives it another.
+        let pid = match &self.container {
+            Some((engine, name)) => engine.container(name).await?.and_then(|state| state.pid),
+            None => None,
+        };
+        let namespace = pid.map(|pid| format!("--net=/proc/{pid}/ns/net"));
         let mut argv = Vec::new();
         if let Some(namespace) = &namespace {
             argv.extend(["nsenter", namespace, "--"]);
@@ -135,7 +143,7 @@ impl Question {
     }
 
     /// Asks until it ends as wanted, or often enough; returns the last.
-    pub(super) async fn ask_until(&self, wanted: Outcome) -> Result<Probe, ControlError> {
+    pub(super) async fn ask_until(&self, wanted: Outcome) -> Result<Probe, FaultError> {
         let mut probe = self.ask().await?;
         for _ in 1..TRIES {
             if probe.outcome == wanted {

@@ -45,8 +45,7 @@ impl Topology {
             .hold(&machine, self.control(&machine).await?, vec![step])
             .await?;
         let expected: Vec<_> = self
-            .service_question(service)
-            .await?
+            .service_question(service, Asker::Itself)
             .into_iter()
             .map(|asked| (asked, outcome))
             .collect();
@@ -89,8 +88,7 @@ impl Topology {
             Manner::Close => Outcome::Broken,
         };
         let expected: Vec<_> = self
-            .service_question(service)
-            .await?
+            .service_question(service, Asker::Other)
             .into_iter()
             .map(|asked| (asked, outcome))
             .collect();
@@ -111,23 +109,35 @@ impl Topology {
         Ok(())
     }
 
-    /// A request to a service's published port, as another machine sends it; none for the database.
-    async fn service_question(&self, service: Service) -> Result<Vec<Question>, FaultError> {
+    /// A request to a service's published port; none for the database.
+    fn service_question(&self, service: Service, asker: Asker) -> Vec<Question> {
         let Health::Get { port, path, .. } = service.health() else {
-            return Ok(Vec::new());
+            return Vec::new();
         };
         let here = self.machine_of(service);
-        let other = self
-            .machines()
-            .find(|machine| machine.name() != here.name())
-            .unwrap_or(here);
-        Ok(vec![Question {
-            from: other.name().to_string(),
-            machine: (other.name().to_string(), other.control_directory().clone()),
-            pid: None,
+        let from = match asker {
+            Asker::Itself => here,
+            Asker::Other => self
+                .machines()
+                .find(|machine| machine.name() != here.name())
+                .unwrap_or(here),
+        };
+        vec![Question {
+            from: from.name().to_string(),
+            machine: (from.name().to_string(), from.control_directory().clone()),
+            container: None,
             url: format!("http://{}:{port}{path}", here.address()),
-        }])
+        }]
     }
+}
+
+/// Where a service is asked from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asker {
+    /// Its own machine: no link is in the way.
+    Itself,
+    /// The other machine: as a client of it.
+    Other,
 }
 
 fn command<const N: usize, const M: usize>(apply: [&str; N], undo: [&str; M]) -> Step {

@@ -24,6 +24,8 @@ use crate::progress::{Progress, Task};
 use crate::service::Service;
 use crate::settings::StackSettings;
 
+/// A removal takes under a second; one that hangs is the next boot's to try.
+const SWEEP: Duration = Duration::from_secs(5);
 /// Lines of a machine's log that an error shows.
 const SHOWN: usize = 40;
 /// A service is asked before its machine has a port for it; a connection attempt is cheap to repeat.
@@ -155,7 +157,7 @@ impl Builder {
 
         let task = self.progress.begin("booting two machines");
         let (sweep_engine, sweep_dirs) = (engine.clone(), dirs.clone());
-        let swept = sweep(&sweep_engine, &sweep_dirs);
+        let swept = sweep_for_a_while(&sweep_engine, &sweep_dirs);
         let setting = |topology: String, control: PathBuf| Setting {
             topology,
             root: dirs.root.clone(),
@@ -192,7 +194,8 @@ impl Builder {
             rate: self.rate,
             remains,
         };
-        let (topology, _) = tokio::try_join!(booting.boot(&task), swept)?;
+        let (topology, ()) = tokio::join!(booting.boot(&task), swept);
+        let topology = topology?;
         task.done();
         Ok(topology)
     }
@@ -211,6 +214,19 @@ fn chosen_ports(file: &Settings) -> Result<BTreeMap<String, u16>, TopologyError>
         }
     }
     Ok(ports)
+}
+
+/// Removes what dead processes left, beside the boot. It neither holds a boot up nor fails it: what would
+/// not go is told of, and tried again at the next.
+async fn sweep_for_a_while(engine: &Engine, dirs: &Dirs) {
+    match tokio::time::timeout(SWEEP, sweep(engine, dirs)).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => eprintln!("wopr: while sweeping what a dead process left: {error}"),
+        Err(_) => eprintln!(
+            "wopr: sweeping what dead processes left takes longer than {} s; `wopr ps` shows it",
+            SWEEP.as_secs()
+        ),
+    }
 }
 
 fn new_id() -> String {

@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use wopr_machine::paths::CONTROL_SOCKET;
+use wopr_machine::protocol::Request;
 
 use super::TopologyError;
+use crate::control::Control;
 use crate::dirs::Dirs;
 use crate::engine::{Engine, EngineError, LABEL_OWNER, LABEL_TOPOLOGY};
 use crate::machine::BY_HAND;
@@ -17,6 +20,8 @@ const OWNER_LOCK: &str = "owner.lock";
 /// A removal that the engine is still busy with shows as a leftover for a moment.
 const ROUNDS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
+/// A machine that runs answers at once; one that does not has nothing frozen.
+const THAW: Duration = Duration::from_millis(500);
 /// The database gets the time to write what it has.
 const STOP_GRACE: Duration = Duration::from_secs(30);
 /// A directory younger than this may be one that is just being made.
@@ -191,12 +196,27 @@ impl Drop for Remains {
     }
 }
 
+/// Asks the machines that still run to thaw what a fault froze: the engine cannot end them otherwise.
+async fn thaw(directory: &Path) {
+    for machine in ["vps", "gpu"] {
+        let control = directory.join(machine);
+        if control.join(CONTROL_SOCKET).exists() {
+            let asked = tokio::time::timeout(THAW, async {
+                let mut control = Control::connect(machine, &control).await.ok()?;
+                control.ask(&Request::Thaw).await.ok()
+            });
+            let _ = asked.await;
+        }
+    }
+}
+
 async fn remove(
     engine: &Engine,
     topology: &str,
     directory: &Path,
     volumes: Volumes,
 ) -> Result<(), TopologyError> {
+    thaw(directory).await;
     let mut left = Leftovers::of(engine, topology).await?;
     let mut last_error = None;
     for _ in 0..ROUNDS {

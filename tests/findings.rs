@@ -1,0 +1,218 @@
+//! The known defects of production: each test shows one on the behaviour that the contract describes, and
+//! shows it gone on the reference platform-api with the mended behaviour. A platform-api image that was
+//! chosen is taken as it is: only the first of the two is run on it.
+
+use anyhow::Result;
+use pretty_assertions::assert_eq;
+use rstest::rstest;
+use wopr_harness::clock::{Rate, polls};
+use wopr_harness::history::Status::{Active, Degraded, Failed};
+use wopr_harness::machine::Role;
+use wopr_harness::seed::{self, NodeSpec};
+use wopr_harness::watch::{all_down, all_ok, status};
+use wopr_harness::{GPU, Service, Topology, VPS};
+
+const DROPLET: &str = "412345678";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Behaviour {
+    Production,
+    Mended,
+}
+
+async fn topology(behaviour: Behaviour) -> Result<Topology> {
+    let builder = Topology::builder().rate(Rate::from_environment()?);
+    let builder = match behaviour {
+        Behaviour::Production => builder,
+        Behaviour::Mended => builder.with(Role::Vps, "WOPR_MENDED", "true"),
+    };
+    Ok(builder.boot().await?)
+}
+
+#[rstest]
+#[tokio::test]
+async fn finding_1_a_node_that_recovers_across_a_restart_stays_degraded(
+    #[values(Behaviour::Production, Behaviour::Mended)] behaviour: Behaviour,
+) -> Result<()> {
+    let topology = topology(behaviour).await?;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+
+    let cut = topology.link(VPS, GPU).reset().await?;
+    watch.until(status(Degraded)).within(polls(3)).await?;
+    let stopped = topology.stop_service(Service::PlatformApi).await?;
+    cut.heal().await?;
+    stopped.heal().await?;
+    topology.until_healthy(&[Service::PlatformApi]).await?;
+    watch.until(all_ok()).within(polls(3)).await?;
+    let row = watch.polls(2).await?.remove(1);
+
+    let expected = if behaviour == Behaviour::Production {
+        Degraded
+    } else {
+        Active
+    };
+    assert_eq!(row.status, expected, "\n{}", watch.history().await?);
+    Ok(())
+}
+
+#[rstest]
+#[tokio::test]
+async fn finding_2_a_restart_in_the_reboot_window_leads_to_a_second_reboot(
+    #[values(Behaviour::Production, Behaviour::Mended)] behaviour: Behaviour,
+) -> Result<()> {
+    let topology = topology(behaviour).await?;
+    let node = topology.seed_gpu_node_with_droplet(DROPLET).await?;
+    let mut watch = topology.watch(&node).await?;
+
+    let _cut = topology.link(VPS, GPU).reset().await?;
+    watch.until(status(Degraded)).within(polls(3)).await?;
+    watch.next_poll().await?;
+    topology.restart(Service::PlatformApi).await?;
+    watch.polls(4).await?;
+
+    let history = watch.history().await?;
+    let expected = if behaviour == Behaviour::Production { 2 } else { 1 };
+    assert_eq!(history.reboots(DROPLET), expected, "\n{history}");
+    Ok(())
+}
+
+#[rstest]
+#[tokio::test]
+async fn finding_4_last_health_at_moves_on_failed_polls(
+    #[values(Behaviour::Production, Behaviour::Mended)] behaviour: Behaviour,
+) -> Result<()> {
+    let topology = topology(behaviour).await?;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+
+    let good = watch.until(all_ok()).within(polls(2)).await?;
+    let _cut = topology.link(VPS, GPU).reset().await?;
+    watch.until(all_down()).within(polls(2)).await?;
+    let bad = watch.until(status(Degraded)).within(polls(2)).await?;
+    assert_eq!(
+        bad.last_health_at > good.last_health_at,
+        behaviour == Behaviour::Production,
+        "{good:?} {bad:?}"
+    );
+    Ok(())
+}
+
+#[rstest]
+#[tokio::test]
+async fn finding_5_seeded_booleans_stay_until_the_first_poll(
+    #[values(Behaviour::Production, Behaviour::Mended)] behaviour: Behaviour,
+) -> Result<()> {
+    let topology = topology(behaviour).await?;
+    let node = topology.seed_gpu_node().await?;
+    // As production's own seeder writes it.
+    let health = Some(r#"{"llama":true,"chatterbox":true,"whisper":true,"qwen":true}"#);
+    let spec = NodeSpec {
+        service_health: health,
+        ..NodeSpec::at(node.clone(), topology.address(&GPU))
+    };
+    seed::write(&topology, &spec.status("failed")).await?;
+    topology.restart(Service::PlatformApi).await?;
+
+    let mut database = topology.database().await?;
+    let (text,): (String,) = sqlx::query_as("SELECT service_health FROM gpu_nodes")
+        .fetch_one(&mut database)
+        .await?;
+    assert_eq!(
+        text.contains("true"),
+        behaviour == Behaviour::Production,
+        "{text}"
+    );
+    Ok(())
+}
+
+#[rstest]
+#[tokio::test]
+async fn finding_6_done_activates_a_node_that_has_no_host(
+    #[values(Behaviour::Production, Behaviour::Mended)] behaviour: Behaviour,
+) -> Result<()> {
+    let topology = topology(behaviour).await?;
+    let spec = NodeSpec::at("hostless".parse()?, "").status("provisioning");
+    seed::write(&topology, &NodeSpec { host: None, ..spec }).await?;
+
+    let secret = topology.settings().value(Role::Vps, "GPU_NODE_SECRET")?;
+    let asked = reqwest::Client::new()
+        .post(topology.url(3100, "/internal/gpu/register?stage=done"))
+        .bearer_auth(secret)
+        .body(r#"{"nodeId":"hostless"}"#)
+        .send()
+        .await?;
+    let mut database = topology.database().await?;
+    let (status,): (String,) = sqlx::query_as("SELECT status FROM gpu_nodes")
+        .fetch_one(&mut database)
+        .await?;
+    let (code, expected) = if behaviour == Behaviour::Production {
+        (200, "active")
+    } else {
+        (409, "provisioning")
+    };
+    assert_eq!((asked.status().as_u16(), status.as_str()), (code, expected));
+    Ok(())
+}
+
+#[rstest]
+#[tokio::test]
+async fn finding_7_a_node_that_failed_stays_failed_when_its_services_return(
+    #[values(Behaviour::Production, Behaviour::Mended)] behaviour: Behaviour,
+) -> Result<()> {
+    let topology = topology(behaviour).await?;
+    let node = topology.seed_gpu_node().await?;
+    let other = NodeSpec::at("failed".parse()?, topology.address(&GPU)).status("failed");
+    seed::write(&topology, &other).await?;
+    let mut watch = topology.watch(&node).await?;
+    watch.polls(3).await?;
+
+    let mut database = topology.database().await?;
+    let query = "SELECT status FROM gpu_nodes WHERE id = 'failed'";
+    let (status,): (String,) = sqlx::query_as(query).fetch_one(&mut database).await?;
+    let expected = if behaviour == Behaviour::Production {
+        Failed
+    } else {
+        Active
+    };
+    assert_eq!(status, format!("{expected:?}").to_lowercase());
+    Ok(())
+}
+
+#[tokio::test]
+async fn finding_8_host_gateway_names_the_wrong_machine_and_ours_names_the_right_one() -> Result<()> {
+    let topology = topology(Behaviour::Production).await?;
+    let vps = topology.machine(&VPS);
+    let found = vps
+        .exec(Service::PlatformApi, &["busybox", "nslookup", "wopr-gpu"])
+        .await?;
+    assert!(
+        found.stdout.contains(&topology.address(&GPU).to_string()),
+        "{found:?}"
+    );
+    Ok(())
+}
+
+#[rstest]
+#[tokio::test]
+async fn finding_9_without_a_cloud_token_production_does_not_start(
+    #[values(Behaviour::Production, Behaviour::Mended)] behaviour: Behaviour,
+) -> Result<()> {
+    let builder = Topology::builder().with(Role::Vps, "DO_API_TOKEN", "");
+    let builder = match behaviour {
+        Behaviour::Production => builder,
+        Behaviour::Mended => builder.with(Role::Vps, "WOPR_MENDED", "true"),
+    };
+    let booted = builder.boot().await;
+    match behaviour {
+        Behaviour::Mended => assert!(booted.is_ok(), "{booted:?}"),
+        Behaviour::Production => {
+            let error = booted.err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(
+                error.contains("DO_API_TOKEN environment variable is required"),
+                "{error}"
+            );
+        }
+    }
+    Ok(())
+}
