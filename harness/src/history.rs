@@ -371,7 +371,7 @@ mod tests {
         );
         let text = history.to_string();
         assert!(
-            text.ends_with("     0.500 s    30.0 s  row      a Active {}\n"),
+            text.ends_with("     0.500 s    15.0 s  row      a Active {}\n"),
             "{text}"
         );
     }

@@ -420,7 +420,8 @@ impl Topology {
                 .max(Duration::from_millis(100)),
         )
         .await;
-        let (took, second) = (began.elapsed(), self.platform_time().await?);
+        let second = self.platform_time().await?;
+        let took = began.elapsed();
         let passed = second.duration_since(first).unwrap_or_default();
         Ok(clock::judge(self.rate, took, passed)?)
     }
