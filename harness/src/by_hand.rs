@@ -102,7 +102,6 @@ mod tests {
         let set = |id: &str| ImageSet {
             id: id.into(),
             machine: "wopr/machine:1".into(),
-            sidecar: String::new(),
             services: Default::default(),
         };
         write_env(&dirs, &set("one")).unwrap();

@@ -29,8 +29,6 @@ pub struct ImageSet {
     pub id: String,
     /// Image of a machine.
     pub machine: String,
-    /// Image of the Toxiproxy sidecar and of the cloud's stand-in.
-    pub sidecar: String,
     /// Image of each service.
     pub services: BTreeMap<Service, String>,
 }
@@ -85,7 +83,6 @@ pub async fn ensure(
     let set = ImageSet {
         id: hex::encode(digest.finalize())[..12].to_owned(),
         machine: built.machine,
-        sidecar: built.sidecar,
         services,
     };
     golden::ensure(engine, dirs, &set, settings, progress).await?;

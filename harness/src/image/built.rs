@@ -13,7 +13,6 @@ use crate::service::Service;
 /// References of the images that are built here.
 pub(crate) struct Built {
     pub(crate) machine: String,
-    pub(crate) sidecar: String,
     pub(crate) services: BTreeMap<Service, String>,
 }
 
@@ -21,14 +20,13 @@ pub(crate) struct Built {
 pub(crate) const LABEL_BUILT: &str = "wopr.built";
 
 const MACHINE_INPUTS: [&str; 3] = ["fixtures/machine", "Cargo.toml", "Cargo.lock"];
-const SERVICE_PACKAGES: [&str; 4] = ["platform-api", "platform-ui", "chatterbox", "wopr-toxiproxy"];
-const SERVICE_BINARIES: [&str; 4] = ["platform-api", "platform-ui", "chatterbox", "toxiproxy-server"];
-const SERVICE_INPUTS: [&str; 7] = [
+/// Packages and, by the same names, their binaries.
+const SERVICE_BINARIES: [&str; 3] = ["platform-api", "platform-ui", "chatterbox"];
+const SERVICE_INPUTS: [&str; 6] = [
     "fixtures/services",
     "fixtures/platform-api",
     "fixtures/platform-ui",
     "fixtures/chatterbox",
-    "fixtures/toxiproxy",
     "Cargo.toml",
     "Cargo.lock",
 ];
@@ -47,11 +45,10 @@ pub(crate) async fn ensure(
     let flat_id = inputs::digest(&dirs.root, &SERVICE_INPUTS, "")?;
     let flat = format!("wopr/services:{flat_id}");
     let configurations: String = Service::ALL.into_iter().map(configuration).collect();
-    let id = inputs::digest(&dirs.root, &SERVICE_INPUTS, &format!("{configurations}{SIDECAR}"))?;
+    let id = inputs::digest(&dirs.root, &SERVICE_INPUTS, &configurations)?;
     let named = |name: &str| format!("wopr/{name}:{id}");
     let built = Built {
         machine,
-        sidecar: named("sidecar"),
         services: Service::ALL
             .into_iter()
             .map(|service| (service, named(service.name())))
@@ -68,8 +65,7 @@ pub(crate) async fn ensure(
             missing.push(service);
         }
     }
-    let needs_sidecar = engine.image(&built.sidecar).await?.is_none();
-    let needs_flat = (needs_sidecar || !missing.is_empty()) && engine.image(&flat).await?.is_none();
+    let needs_flat = !missing.is_empty() && engine.image(&flat).await?.is_none();
     if needs_machine || needs_flat {
         base::ensure(engine, progress).await?;
     }
@@ -82,9 +78,6 @@ pub(crate) async fn ensure(
     for service in missing {
         let dockerfile = format!("FROM {flat}\n{}", configuration(service));
         configure(engine, &built.services[&service], &dockerfile).await?;
-    }
-    if needs_sidecar {
-        configure(engine, &built.sidecar, &format!("FROM {flat}\n{SIDECAR}")).await?;
     }
     Ok(built)
 }
@@ -123,7 +116,7 @@ async fn build_flat(
     progress: &Progress,
 ) -> Result<(), ImageError> {
     let task = progress.begin("building the image of the services");
-    let binaries = fixtures::build(&dirs.root, &SERVICE_PACKAGES, &task).await?;
+    let binaries = fixtures::build(&dirs.root, &SERVICE_BINARIES, &task).await?;
     let files = dirs.root.join("fixtures/services");
     let mut context = BuildContext::default()
         .file(&files.join("Dockerfile"), "Dockerfile")?
@@ -189,8 +182,6 @@ fn configuration(service: Service) -> String {
     };
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
-
-const SIDECAR: &str = "ENTRYPOINT [\"/usr/local/bin/toxiproxy-server\"]\nCMD [\"-host=0.0.0.0\"]\n";
 
 #[cfg(test)]
 mod tests {
