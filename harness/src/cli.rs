@@ -8,6 +8,7 @@ macro_rules! say {
 mod bars;
 mod bench;
 mod doctor;
+mod fault;
 mod images;
 mod inspect;
 mod logs;
@@ -55,6 +56,15 @@ enum Command {
     /// Build and list images and golden volumes.
     #[command(subcommand)]
     Images(images::Images),
+    /// Break something, show what proves it, and heal it after a while or on Ctrl-C.
+    #[command(subcommand)]
+    Fault(fault::Fault),
+    /// List the faults that are in effect now.
+    Faults,
+    /// Heal every fault.
+    Heal,
+    /// Show what happens to the nodes, as it happens.
+    Watch,
     /// Measure boots, and print a table.
     Bench(bench::Bench),
 }
@@ -84,6 +94,10 @@ pub(crate) async fn run() -> ExitCode {
         Command::Restart(restart) => restart.run().await,
         Command::Down(down) => down.run().await,
         Command::Images(images) => images.run().await,
+        Command::Fault(fault) => fault.run().await,
+        Command::Faults => fault::list().await,
+        Command::Heal => fault::heal().await,
+        Command::Watch => fault::watch().await,
         Command::Bench(bench) => bench.run().await,
     };
     match ended {

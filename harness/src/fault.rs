@@ -13,7 +13,7 @@ use crate::control::{Control, ControlError};
 use crate::engine::EngineError;
 use crate::history::Deeds;
 use crate::machine::MachineName;
-use crate::topology::TopologyError;
+use crate::topology::{Topology, TopologyError};
 
 pub use link::Link;
 pub use probe::{Outcome, Probe};
@@ -151,6 +151,34 @@ impl Drop for Fault {
     }
 }
 
+impl Topology {
+    /// Names of the faults that are in effect now, whoever holds them, by machine.
+    ///
+    /// # Errors
+    /// [`FaultError::Control`].
+    pub async fn faults(&self) -> Result<Vec<(MachineName, String)>, FaultError> {
+        let mut faults = Vec::new();
+        for machine in self.machines() {
+            if let Reply::Faults { names } = machine.control().await?.ask(&Request::Faults).await? {
+                faults.extend(names.into_iter().map(|name| (machine.name().clone(), name)));
+            }
+        }
+        Ok(faults)
+    }
+
+    /// Heals every fault, whoever holds it; returns the names of those that there were.
+    ///
+    /// # Errors
+    /// [`FaultError::Control`].
+    pub async fn heal_all(&self) -> Result<Vec<(MachineName, String)>, FaultError> {
+        let faults = self.faults().await?;
+        for machine in self.machines() {
+            machine.control().await?.ask(&Request::HealAll).await?;
+        }
+        Ok(faults)
+    }
+}
+
 /// A fault under way: what a machine holds of it.
 struct Applying {
     name: String,
@@ -178,7 +206,15 @@ impl Applying {
             .iter()
             .map(|step| format!("{machine}: {}", step.apply.join(" ")));
         self.mechanism.extend(shown.collect::<Vec<_>>());
-        self.ask(machine, control, &Request::Hold { steps }).await
+        self.ask(
+            machine,
+            control,
+            &Request::Hold {
+                name: self.name.clone(),
+                steps,
+            },
+        )
+        .await
     }
 
     async fn ask(

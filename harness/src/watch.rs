@@ -75,6 +75,60 @@ pub fn all_down() -> Condition {
     Condition::new("every service down", NodeRow::is_silent)
 }
 
+/// What happens to all nodes, from now on.
+pub struct Events<'a> {
+    topology: &'a Topology,
+    listener: PgListener,
+    seen: i64,
+}
+
+impl Topology {
+    /// Listens to what is written to any node's row from now on.
+    ///
+    /// # Errors
+    /// [`TopologyError::Database`].
+    pub async fn events(&self) -> Result<Events<'_>, TopologyError> {
+        self.record_rows().await?;
+        let listener = self.listen().await?;
+        let seen = self.row_versions(0).await?.last().map_or(0, |(seq, _)| *seq);
+        Ok(Events {
+            topology: self,
+            listener,
+            seen,
+        })
+    }
+
+    async fn listen(&self) -> Result<PgListener, TopologyError> {
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .connect_lazy_with(self.database_options()?);
+        let failed = || TopologyError::database("listen to the database");
+        let mut listener = PgListener::connect_with(&pool).await.map_err(failed())?;
+        listener.listen(CHANNEL).await.map_err(failed())?;
+        Ok(listener)
+    }
+}
+
+impl Events<'_> {
+    /// The next event.
+    ///
+    /// # Errors
+    /// [`TopologyError::Database`].
+    pub async fn next(&mut self) -> Result<Event, TopologyError> {
+        loop {
+            if let Some((seq, event)) = self.topology.row_versions(self.seen).await?.into_iter().next() {
+                self.seen = seq;
+                return Ok(event);
+            }
+            // `None` is a connection that was opened anew: then we look again as well.
+            self.listener
+                .try_recv()
+                .await
+                .map_err(TopologyError::database("listen to the database"))?;
+        }
+    }
+}
+
 /// Listens to what happens to one node, from now on.
 pub struct Watch<'a> {
     topology: &'a Topology,
@@ -93,15 +147,7 @@ impl Topology {
     /// [`WatchError::Topology`].
     pub async fn watch(&self, node: &NodeId) -> Result<Watch<'_>, WatchError> {
         self.record_rows().await?;
-        let listening = TopologyError::database("listen to the database");
-        let pool = PgPoolOptions::new()
-            .max_connections(1)
-            .connect_lazy_with(self.database_options()?);
-        let mut listener = PgListener::connect_with(&pool).await.map_err(listening)?;
-        listener
-            .listen(CHANNEL)
-            .await
-            .map_err(TopologyError::database("listen to the database"))?;
+        let listener = self.listen().await?;
         let seen = self.row_versions(0).await?.last().map_or(0, |(seq, _)| *seq);
         Ok(Watch {
             topology: self,

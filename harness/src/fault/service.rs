@@ -72,11 +72,12 @@ impl Topology {
         applying
             .mechanism
             .push(format!("{machine}: another process answers at port {port}"));
+        let name = applying.name.clone();
         applying
             .ask(
                 &machine,
                 self.control(&machine).await?,
-                &Request::Impersonate { port, manner },
+                &Request::Impersonate { name, port, manner },
             )
             .await?;
         let outcome = match manner {
