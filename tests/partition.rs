@@ -51,6 +51,7 @@ async fn a_link_that_is_cut_degrades_the_node_and_its_heal_activates_it(#[case] 
         [Active, Degraded, Active],
         "\n{history}"
     );
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -75,6 +76,7 @@ async fn a_port_that_is_cut_is_one_service_down(#[case] cut: Cut) -> Result<()> 
     assert_eq!(row.status, Active);
     fault.heal().await?;
     watch.until(all_ok()).within(polls(2)).await?;
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -99,6 +101,7 @@ async fn a_link_that_is_cut_one_way_leaves_the_other_way_open() -> Result<()> {
         rows[2].health().values().all(|health| *health == Well),
         "{rows:?}"
     );
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -120,6 +123,7 @@ async fn an_outage_between_two_polls_is_never_seen() -> Result<()> {
         .filter(|(_, row)| row.is_silent())
         .count();
     assert_eq!(silent, 0, "\n{history}");
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -146,6 +150,7 @@ async fn a_link_that_flaps_slower_than_the_polls_degrades_each_time() -> Result<
         2,
         "each outage is told of\n{history}"
     );
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -171,6 +176,7 @@ async fn a_fault_that_is_dropped_heals_by_itself() -> Result<()> {
             .any(|rule| rule.contains(&gpu) && rule.contains("DROP")),
         "{rules}"
     );
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -186,6 +192,7 @@ async fn a_machine_that_reboots_is_silent_and_then_well() -> Result<()> {
     gpu.start().await?;
     watch.until(status(Active)).within(polls(4)).await?;
     watch.until(all_ok()).within(polls(4)).await?;
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -202,6 +209,7 @@ async fn a_database_that_is_frozen_stops_the_polls_and_they_go_on_after() -> Res
     frozen.heal().await?;
     watch.until(all_ok()).within(polls(4)).await?;
     watch.polls(2).await?;
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -218,5 +226,6 @@ async fn a_link_that_loses_packets_does_not_degrade_the_node(#[case] share: f64)
     watch.polls(8).await?;
     let history = watch.history().await?;
     assert_eq!(history.statuses(node.as_str()), [Active], "\n{history}");
+    watch.conclude().await?;
     Ok(())
 }

@@ -413,3 +413,34 @@ async fn an_engine_that_does_not_answer_is_named() -> Result<()> {
     );
     Ok(())
 }
+
+#[tokio::test]
+async fn an_image_that_was_chosen_runs_in_its_services_place() -> Result<()> {
+    const CHOSEN: &str = "wopr-test/platform-ui:chosen";
+    let engine = Engine::connect().await?;
+    let usual = Topology::builder().boot().await?;
+    let image = usual
+        .machine(&VPS)
+        .service(Service::PlatformUi)
+        .await?
+        .context("no platform-ui")?
+        .image;
+    engine.tag(&image, CHOSEN).await?;
+
+    let profile = Profile::local().with_image(Service::PlatformUi, CHOSEN);
+    let topology = Topology::builder().profile(profile).boot().await?;
+    let running = topology
+        .machine(&VPS)
+        .service(Service::PlatformUi)
+        .await?
+        .context("no platform-ui")?;
+    assert_eq!((running.image.as_str(), running.running), (CHOSEN, true));
+    assert!(topology.health(Service::PlatformUi).await.is_ok());
+
+    let set = topology.setting().image_set.clone();
+    assert_ne!(set, usual.setting().image_set, "another image is another set");
+    topology.down().await?;
+    wopr_harness::image::remove(&engine, &set).await?;
+    engine.remove_image(CHOSEN).await?;
+    Ok(())
+}

@@ -31,6 +31,7 @@ async fn the_first_poll_comes_one_interval_after_the_start_and_finds_all_well() 
     assert!(row.health().values().all(|health| *health == Well), "{row:?}");
     let since = topology.rate().platform(restarted.elapsed());
     assert!(since < polls(2), "the first poll came {since} after the start");
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -47,6 +48,7 @@ async fn polls_are_thirty_seconds_apart() -> Result<()> {
     let mean = topology.rate().platform(mean);
     let (least, most) = (seconds(28.5), seconds(31.5));
     assert!(least <= mean && mean <= most, "a mean of {mean}\n{history}");
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -82,6 +84,7 @@ async fn one_service_that_stops_is_down_alone(
         Vec::<String>::new(),
         "\n{history}"
     );
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -105,6 +108,7 @@ async fn half_of_the_services_down_does_not_degrade(#[case] half: [Service; 2]) 
         "{row:?}"
     );
     assert_eq!(row.status, Active);
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -141,6 +145,7 @@ async fn a_service_is_judged_by_its_status_line(
         Well,
         "the others are judged by themselves: {row:?}"
     );
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -168,6 +173,7 @@ async fn an_answer_has_five_seconds(
         "{row:?}\n{}",
         watch.history().await?
     );
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -193,6 +199,7 @@ async fn two_silent_polls_degrade_the_node_and_a_good_one_heals_it() -> Result<(
         ["gpu_node_degraded"],
         "\n{history}"
     );
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -213,6 +220,7 @@ async fn a_degraded_node_is_told_of_once_and_rebooted_once() -> Result<()> {
         "\n{history}"
     );
     assert_eq!(history.reboots(DROPLET), 1, "\n{history}");
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -230,6 +238,7 @@ async fn a_node_without_a_droplet_is_degraded_and_not_rebooted() -> Result<()> {
         !history.to_string().contains("/actions"),
         "no call of the cloud\n{history}"
     );
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -247,6 +256,7 @@ async fn one_good_poll_between_two_silent_ones_breaks_the_count() -> Result<()> 
     }
     let history = watch.history().await?;
     assert_eq!(history.statuses(node.as_str()), [Active], "\n{history}");
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -292,6 +302,7 @@ async fn a_reboot_that_does_not_help_is_a_failure_after_ten_minutes_and_not_befo
         "\n{history}"
     );
     assert_eq!(history.reboots(DROPLET), 1, "\n{history}");
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -323,6 +334,7 @@ async fn nodes_without_a_host_or_not_in_service_are_left_alone() -> Result<()> {
             spec.id
         );
     }
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -343,6 +355,7 @@ async fn every_node_in_service_is_polled() -> Result<()> {
     for other in ["node-1", "node-2", "node-3", "node-degraded"] {
         assert!(history.polls(other).len() >= 2, "{other}\n{history}");
     }
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -362,6 +375,7 @@ async fn a_webhook_that_fails_changes_nothing_about_the_node(#[case] answer: Ans
     cut.heal().await?;
     watch.until(status(Active)).within(polls(2)).await?;
     assert_eq!(watch.history().await?.reboots(DROPLET), 1);
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -383,6 +397,7 @@ async fn a_reboot_that_the_cloud_refuses_is_not_asked_for_again(#[case] code: u1
     watch.until(status(Active)).within(polls(2)).await?;
     let history = watch.history().await?;
     assert_eq!(history.reboots(DROPLET), 1, "\n{history}");
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -403,6 +418,7 @@ async fn a_restart_between_two_silent_polls_starts_the_count_anew() -> Result<()
         watch.history().await?
     );
     watch.until(status(Degraded)).within(polls(2)).await?;
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -418,5 +434,6 @@ async fn polls_go_on_after_the_database_was_restarted() -> Result<()> {
     let row = watch.until(all_ok()).within(polls(4)).await?;
     assert_eq!(row.status, Active);
     watch.polls(2).await?;
+    watch.conclude().await?;
     Ok(())
 }

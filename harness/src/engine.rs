@@ -33,6 +33,8 @@ pub const LABEL_TOPOLOGY: &str = "wopr.topology";
 pub const LABEL_MACHINE: &str = "wopr.machine";
 /// Label that names the directory of the processes which own a topology.
 pub const LABEL_OWNER: &str = "wopr.owner";
+/// Label that names the process which made something, for people: a number comes again.
+pub const LABEL_PID: &str = "wopr.pid";
 /// Label that names the image set of an image or a golden volume.
 pub const LABEL_IMAGE_SET: &str = "wopr.image-set";
 

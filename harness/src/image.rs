@@ -22,6 +22,9 @@ use crate::settings::StackSettings;
 
 pub use error::ImageError;
 
+/// Golden volumes that are kept when a new one is made: one for each of a few branches and choices.
+const KEPT: usize = 4;
+
 /// Images that belong together, and the golden volume made of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageSet {
@@ -41,8 +44,12 @@ impl ImageSet {
 
     /// The image that says, by being there, that the golden volume is complete.
     fn seal(&self) -> String {
-        format!("wopr/golden:{}", self.id)
+        seal(&self.id)
     }
+}
+
+fn seal(id: &str) -> String {
+    format!("wopr/golden:{id}")
 }
 
 /// Makes what is missing of the images and the golden volume of a profile. Takes seconds to minutes
@@ -85,7 +92,9 @@ pub async fn ensure(
         machine: built.machine,
         services,
     };
-    golden::ensure(engine, dirs, &set, settings, progress).await?;
+    if golden::ensure(engine, dirs, &set, settings, progress).await? == golden::Made::Now {
+        prune(engine, KEPT).await?;
+    }
     Ok(set)
 }
 
@@ -115,6 +124,41 @@ async fn chosen_id(
         .await?
         .and_then(|found| found.id)
         .unwrap_or_default())
+}
+
+/// Removes all golden volumes but the `keep` newest ones and those in use; returns their ids.
+///
+/// # Errors
+/// [`ImageError::Engine`].
+pub async fn prune(engine: &Engine, keep: usize) -> Result<Vec<String>, ImageError> {
+    let mut pruned = Vec::new();
+    for name in engine
+        .volumes_by_age(LABEL_IMAGE_SET)
+        .await?
+        .into_iter()
+        .skip(keep)
+    {
+        let Some(id) = name.strip_prefix("wopr-golden-") else {
+            continue;
+        };
+        match remove(engine, id).await {
+            Ok(()) => pruned.push(id.to_owned()),
+            // A topology runs on it.
+            Err(ImageError::Engine(error)) if error.is_conflict() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(pruned)
+}
+
+/// Removes an image set's golden volume; its images stay, since other sets share them.
+///
+/// # Errors
+/// [`ImageError::Engine`], as when a topology runs on it.
+pub async fn remove(engine: &Engine, id: &str) -> Result<(), ImageError> {
+    // The seal first: a volume without one is never taken for whole.
+    engine.remove_image(&seal(id)).await?;
+    Ok(engine.remove_volume(&golden_volume(id)).await?)
 }
 
 /// The image sets whose golden volume is on this host.

@@ -12,6 +12,7 @@ pub mod history;
 pub mod image;
 pub mod machine;
 mod models;
+pub mod oracle;
 pub mod privilege;
 pub mod profile;
 pub mod progress;

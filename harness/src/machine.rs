@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use wopr_machine::paths;
 
 use crate::engine::{
-    ContainerSpec, HostPort, LABEL_MACHINE, LABEL_OWNER, LABEL_TOPOLOGY, MountSpec, PortMap, Privilege,
+    ContainerSpec, HostPort, LABEL_MACHINE, LABEL_OWNER, LABEL_PID, LABEL_TOPOLOGY, MountSpec, PortMap,
+    Privilege,
 };
 
 mod running;
@@ -166,6 +167,7 @@ impl Setting {
         let mut labels = BTreeMap::from([(LABEL_TOPOLOGY.to_owned(), self.topology.clone())]);
         if !self.by_hand() {
             labels.insert(LABEL_OWNER.to_owned(), self.owner.display().to_string());
+            labels.insert(LABEL_PID.to_owned(), std::process::id().to_string());
         }
         labels
     }

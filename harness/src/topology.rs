@@ -3,6 +3,7 @@
 mod boot;
 mod error;
 mod health;
+mod keeper;
 mod remains;
 
 use std::collections::BTreeMap;

@@ -6,6 +6,7 @@ use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::time::{Instant, timeout_at};
 
 use crate::clock::{POLL, PlatformTime};
+use crate::fault::{Answer, Caller};
 use crate::history::{CHANNEL, Event, Health, History, NodeRow, Status, What};
 use crate::seed::NodeId;
 use crate::topology::{Topology, TopologyError};
@@ -14,12 +15,21 @@ use crate::topology::{Topology, TopologyError};
 /// database, a busy processor. Real time, since none of it runs faster on a fast clock.
 const GRACE: Duration = Duration::from_secs(3);
 
+/// A service that was stopped starts in under a second, and the next poll finds it.
+const CONVERGENCE: PlatformTime = PlatformTime(Duration::from_secs(30 * 6));
+
 /// Why waiting ended without what was waited for.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
     /// The topology.
     #[error(transparent)]
     Topology(#[from] TopologyError),
+    /// The faults could not be healed.
+    #[error(transparent)]
+    Fault(#[from] Box<crate::fault::FaultError>),
+    /// The contract does not allow what happened.
+    #[error(transparent)]
+    Breach(#[from] crate::oracle::Judgement),
     /// It did not happen.
     #[error("{what} did not happen to {node} within {within} of platform-api's time; what did:\n{history}")]
     TimedOut {
@@ -206,6 +216,30 @@ impl<'a> Watch<'a> {
     /// [`WatchError::Topology`].
     pub async fn history(&self) -> Result<History, WatchError> {
         Ok(self.topology.history().await?)
+    }
+
+    /// Ends a scenario as each should end: every fault healed, the node well again within [`CONVERGENCE`]
+    /// unless it has failed for good, and the oracle's judgement of all that happened.
+    ///
+    /// # Errors
+    /// [`WatchError::TimedOut`] when the node does not recover, [`WatchError::Breach`] when the contract does
+    /// not allow its history.
+    pub async fn conclude(mut self) -> Result<History, WatchError> {
+        for caller in [Caller::Webhook, Caller::Cloud] {
+            self.topology.answer(caller, Answer::Well).await?;
+        }
+        self.topology.heal_all().await.map_err(Box::new)?;
+        let failed = |history: &History, node: &NodeId| {
+            history.statuses(node.as_str()).last() == Some(&Status::Failed)
+        };
+        if !failed(&self.history().await?, &self.node) {
+            self.until(all_ok()).within(CONVERGENCE).await?;
+            // What follows from that poll is written after it.
+            self.next_poll().await?;
+        }
+        let history = self.history().await?;
+        crate::oracle::judge(self.topology.rate(), &history, self.node.as_str())?;
+        Ok(history)
     }
 
     fn deadline(&self, within: PlatformTime) -> Instant {

@@ -33,6 +33,12 @@ pub(crate) enum Images {
     Build,
     /// List the image sets on this host.
     List,
+    /// Remove the golden volumes of all but the newest image sets, unless a topology runs on them.
+    Prune {
+        /// How many to keep.
+        #[arg(long, default_value_t = 1)]
+        keep: usize,
+    },
 }
 
 impl Images {
@@ -48,6 +54,15 @@ impl Images {
                 say!("image set {}", set.id);
                 for (service, image) in &set.services {
                     say!("  {service:16} {image}");
+                }
+            }
+            Self::Prune { keep } => {
+                let pruned = image::prune(&engine, keep).await?;
+                if pruned.is_empty() {
+                    say!("nothing to remove");
+                }
+                for id in pruned {
+                    say!("removed image set {id}");
                 }
             }
             Self::List => {

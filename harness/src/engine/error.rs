@@ -115,6 +115,13 @@ impl EngineError {
     }
 }
 
+impl EngineError {
+    /// Whether what was to be removed is in use.
+    pub fn is_conflict(&self) -> bool {
+        self.status() == Some(409)
+    }
+}
+
 /// Takes "it is not there" (404) for done: what is removed may be gone already.
 pub(crate) fn absent_is_fine(result: Result<(), EngineError>) -> Result<(), EngineError> {
     match result {

@@ -51,6 +51,23 @@ impl Engine {
         absent_is_fine(removed.map_err(EngineError::call(format!("remove volume {name}"))))
     }
 
+    /// Names of the volumes with a label, newest first.
+    ///
+    /// # Errors
+    /// [`EngineError::Call`].
+    pub async fn volumes_by_age(&self, label: &str) -> Result<Vec<String>, EngineError> {
+        let filters = HashMap::from([("label", vec![label])]);
+        let options = ListVolumesOptionsBuilder::new().filters(&filters).build();
+        let listed = self.docker().list_volumes(Some(options)).await;
+        let mut volumes = listed
+            .map_err(EngineError::call("list volumes"))?
+            .volumes
+            .unwrap_or_default();
+        // RFC 3339 in one zone: the order of the text is that of time.
+        volumes.sort_by_key(|volume| std::cmp::Reverse(volume.created_at.as_ref().map(ToString::to_string)));
+        Ok(volumes.into_iter().map(|volume| volume.name).collect())
+    }
+
     /// Names of the volumes with a label, `key=value` or `key`.
     ///
     /// # Errors

@@ -25,6 +25,15 @@ use crate::settings::StackSettings;
 const HEALTH_PATIENCE: Duration = Duration::from_secs(120);
 const STOP_GRACE: Duration = Duration::from_secs(20);
 
+/// Whether a golden volume had to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Made {
+    /// It was there.
+    Before,
+    /// It was made.
+    Now,
+}
+
 /// Makes the volume unless it is there and sealed.
 pub(crate) async fn ensure(
     engine: &Engine,
@@ -32,10 +41,10 @@ pub(crate) async fn ensure(
     set: &ImageSet,
     settings: &StackSettings,
     progress: &Progress,
-) -> Result<(), ImageError> {
+) -> Result<Made, ImageError> {
     let volume = set.golden();
     if engine.image(&set.seal()).await?.is_some() && engine.has_volume(&volume).await? {
-        return Ok(());
+        return Ok(Made::Before);
     }
     let maker = Maker {
         engine,
@@ -52,7 +61,8 @@ pub(crate) async fn ensure(
         engine.remove_volume(&volume).await?;
         return Err(error);
     }
-    Ok(engine.tag(&set.machine, &set.seal()).await?)
+    engine.tag(&set.machine, &set.seal()).await?;
+    Ok(Made::Now)
 }
 
 struct Maker<'a> {

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use wopr_machine::paths::CONTROL_SOCKET;
 use wopr_machine::protocol::Request;
 
-use super::TopologyError;
+use super::{TopologyError, keeper};
 use crate::control::Control;
 use crate::dirs::Dirs;
 use crate::engine::{Engine, EngineError, LABEL_OWNER, LABEL_TOPOLOGY};
@@ -123,6 +123,7 @@ impl Remains {
         let lock = std::fs::File::create(&path).map_err(TopologyError::io("make", &path))?;
         lock.try_lock()
             .map_err(|error| TopologyError::io("lock", &path)(error.into()))?;
+        keeper::start(&path, topology, &directory, engine.socket())?;
         Ok(Self {
             engine,
             topology: topology.to_owned(),

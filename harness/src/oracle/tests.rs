@@ -1,0 +1,190 @@
+//! The oracle against a simulation of its own: what that does is allowed, and what is changed in it is not.
+
+use proptest::prelude::*;
+use serde_json::json;
+use wopr_machine::protocol::{Caller, Record};
+
+use super::*;
+use crate::history::Event;
+
+const POLL_US: i64 = 1_000_000;
+const DROPLET: &str = "4";
+
+/// What happens between two polls.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Step {
+    Silent,
+    Well,
+    Restart,
+}
+
+/// The contract in the plainest words: one step after another, everything written down.
+fn simulate(steps: &[Step]) -> Vec<Event> {
+    let (mut events, mut status) = (Vec::new(), Status::Active);
+    let (mut down, mut rebooted): (u32, Option<i64>) = (0, None);
+    for (step, number) in steps.iter().zip(1..) {
+        let at = number * POLL_US;
+        if *step == Step::Restart {
+            (down, rebooted) = (0, None);
+            events.push(Event {
+                at_us: at,
+                what: What::Deed("restarted platform-api".into()),
+            });
+            continue;
+        }
+        if status == Status::Failed {
+            continue;
+        }
+        events.push(row(at, status, *step == Step::Well, number * 30));
+        let mut next = None;
+        if *step == Step::Well {
+            if status == Status::Degraded && (down > 0 || rebooted.is_some()) {
+                next = Some(Status::Active);
+            }
+            (down, rebooted) = (0, None);
+        } else {
+            down += 1;
+            match rebooted {
+                None if down >= 2 => {
+                    rebooted = Some(at);
+                    next = Some(Status::Degraded).filter(|next| *next != status);
+                    events.push(webhook(at + 11_000, "gpu_node_degraded"));
+                    events.push(reboot(at + 12_000));
+                }
+                Some(since) if at - since >= 20 * POLL_US => {
+                    next = Some(Status::Failed);
+                    events.push(webhook(at + 11_000, "gpu_node_failed"));
+                }
+                _ => {}
+            }
+        }
+        if let Some(to) = next {
+            status = to;
+            events.push(row(at + 10_000, to, *step == Step::Well, number * 30));
+        }
+    }
+    events
+}
+
+fn row(at_us: i64, status: Status, well: bool, polled: i64) -> Event {
+    let word = if well { "ok" } else { "down" };
+    let row = NodeRow {
+        id: "a".into(),
+        host: Some("h".into()),
+        droplet_id: Some(DROPLET.into()),
+        status,
+        provision_stage: "done".into(),
+        service_health: Some(json!({ "llama": word }).to_string()),
+        last_health_at: Some(polled),
+        last_error: None,
+        updated_at: polled,
+    };
+    Event {
+        at_us,
+        what: What::Row(Box::new(row)),
+    }
+}
+
+fn record(at_us: i64, caller: Caller, path: &str, body: serde_json::Value) -> Record {
+    Record {
+        at_us,
+        caller,
+        method: "POST".into(),
+        path: path.into(),
+        body,
+        status: Some(200),
+    }
+}
+
+fn webhook(at_us: i64, what: &str) -> Event {
+    let body = json!({ "type": what, "node_id": "a" });
+    Event {
+        at_us,
+        what: What::Webhook(record(at_us, Caller::Webhook, "/hooks/gpu", body)),
+    }
+}
+
+fn reboot(at_us: i64) -> Event {
+    let path = format!("/v2/droplets/{DROPLET}/actions");
+    Event {
+        at_us,
+        what: What::Cloud(record(at_us, Caller::Cloud, &path, json!({ "type": "reboot" }))),
+    }
+}
+
+fn judged(events: Vec<Event>) -> Result<(), Judgement> {
+    judge(Rate::FAST, &History::new(Rate::FAST, events), "a")
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![6 => Just(Step::Silent), 3 => Just(Step::Well), 1 => Just(Step::Restart)];
+    let outage = (1_usize..26).prop_map(|length| vec![Step::Silent; length]);
+    let part = prop_oneof![3 => prop::collection::vec(step, 1..6), 1 => outage];
+    prop::collection::vec(part, 1..8).prop_map(|parts| parts.concat())
+}
+
+proptest! {
+    #[test]
+    fn what_the_simulation_does_is_allowed(steps in steps()) {
+        let judgement = judged(simulate(&steps));
+        prop_assert!(judgement.is_ok(), "{}", judgement.unwrap_err());
+    }
+
+    #[test]
+    fn a_reboot_too_many_is_a_breach(steps in steps()) {
+        let mut events = simulate(&steps);
+        let end = events.last().map_or(0, |event| event.at_us);
+        prop_assume!(events.iter().any(|event| matches!(event.what, What::Row(_))));
+        events.push(reboot(end + 3 * POLL_US));
+        prop_assert!(judged(events).is_err());
+    }
+
+    #[test]
+    fn a_missing_notification_is_a_breach(steps in steps()) {
+        let mut events = simulate(&steps);
+        let told = events.iter().position(|event| matches!(event.what, What::Webhook(_)));
+        prop_assume!(told.is_some());
+        events.remove(told.unwrap());
+        // Long after, so that it is not on its way.
+        let end = events.last().map_or(0, |event| event.at_us);
+        events.push(Event { at_us: end + 3 * POLL_US, what: What::Deed("the end".into()) });
+        prop_assert!(judged(events).is_err());
+    }
+}
+
+#[test]
+fn one_silent_poll_does_not_degrade() {
+    let events = vec![
+        row(0, Status::Active, false, 30),
+        row(10_000, Status::Degraded, false, 30),
+    ];
+    let breaches = judged(events).unwrap_err().breaches;
+    assert_eq!(breaches[0].what, "nothing led from Active to Degraded");
+}
+
+#[test]
+fn two_silent_polls_must_degrade() {
+    let events: Vec<_> = (1..=3)
+        .map(|n| row(n * POLL_US, Status::Active, false, n * 30))
+        .collect();
+    let breaches = judged(events).unwrap_err().breaches;
+    assert_eq!(breaches[0].what, "the node should have become Degraded");
+}
+
+#[test]
+fn five_minutes_do_not_fail_a_node() {
+    let mut events = simulate(&[Step::Silent; 12]);
+    events.push(row(12 * POLL_US + 20_000, Status::Failed, false, 360));
+    assert!(judged(events).is_err());
+}
+
+#[test]
+fn a_node_that_is_never_failed_is_a_breach() {
+    let mut events = simulate(&[Step::Silent; 21]);
+    events.extend((22..26).map(|n| row(n * POLL_US, Status::Degraded, false, n * 30)));
+    let judgement = judged(events).unwrap_err();
+    assert!(
+        judgement.to_string().contains("should have become Failed"),
+        "{judgement}"
+    );
+}

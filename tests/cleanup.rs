@@ -1,0 +1,165 @@
+//! Nothing is left, however a test ends.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use pretty_assertions::assert_eq;
+use rstest::rstest;
+use wopr_harness::Topology;
+use wopr_harness::dirs::Dirs;
+use wopr_harness::engine::{Engine, LABEL_TOPOLOGY};
+use wopr_harness::topology::{Owner, list};
+
+/// A removal takes two seconds; this is for a busy host.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Says to the victim that it is meant.
+const VICTIM: &str = "WOPR_TEST_VICTIM";
+
+/// Not a test: what the tests below kill. It boots a topology, says its id, and waits for its end.
+#[tokio::test]
+async fn victim() -> Result<()> {
+    let Ok(how) = std::env::var(VICTIM) else {
+        return Ok(());
+    };
+    let topology = Topology::builder().boot().await?;
+    println!("victim {}", topology.id());
+    match how.as_str() {
+        "panic" => panic!("on purpose"),
+        _ => std::future::pending().await,
+    }
+}
+
+fn start_victim(how: &str) -> Result<Child> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(["--exact", "victim", "--nocapture"])
+        .env(VICTIM, how);
+    Ok(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?)
+}
+
+fn booted_id(child: &mut Child) -> Result<String> {
+    let out = BufReader::new(child.stdout.take().context("no output")?);
+    for line in out.lines() {
+        // The test runner writes its own words on the same line.
+        if let Some((_, id)) = line?.split_once("victim ")
+            && id.len() == 6
+        {
+            return Ok(id.to_owned());
+        }
+    }
+    bail!("the victim ended before it booted")
+}
+
+/// Waits until nothing of a topology is there.
+async fn until_gone(id: &str) -> Result<()> {
+    let (engine, dirs) = (Engine::connect().await?, Dirs::find()?);
+    let label = format!("{LABEL_TOPOLOGY}={id}");
+    let began = Instant::now();
+    loop {
+        let there = engine.topologies_with_label(&label).await?;
+        if there.is_empty() && !dirs.run.join(id).exists() {
+            return Ok(());
+        }
+        if began.elapsed() > PATIENCE {
+            bail!(
+                "topology {id} is still there {} s after its owner ended",
+                PATIENCE.as_secs()
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[rstest]
+#[case::killed("SIGKILL")]
+#[case::terminated("SIGTERM")]
+#[case::interrupted("SIGINT")]
+#[tokio::test]
+async fn a_test_that_is_ended_by_a_signal_leaves_nothing(#[case] signal: &str) -> Result<()> {
+    let mut victim = start_victim("wait")?;
+    let id = booted_id(&mut victim)?;
+    let pid = victim.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-s", signal.trim_start_matches("SIG"), &pid])
+            .status()?
+            .success()
+    );
+    victim.wait()?;
+    until_gone(&id).await
+}
+
+#[tokio::test]
+async fn a_test_that_panics_leaves_nothing() -> Result<()> {
+    let mut victim = start_victim("panic")?;
+    let id = booted_id(&mut victim)?;
+    assert!(!victim.wait()?.success());
+    until_gone(&id).await
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_test_that_is_killed_while_it_boots_leaves_nothing(
+    #[values(150, 400, 700, 1000, 1400)] after_ms: u64,
+) -> Result<()> {
+    let (engine, dirs) = (Engine::connect().await?, Dirs::find()?);
+    let mut victim = start_victim("wait")?;
+    let pid = victim.id();
+    // No event to wait for: the moment itself is what varies.
+    tokio::time::sleep(Duration::from_millis(after_ms)).await;
+    victim.kill()?;
+    victim.wait()?;
+
+    let began = Instant::now();
+    loop {
+        let dead: Vec<_> = list(&engine, &dirs)
+            .await?
+            .into_iter()
+            .filter(|entry| entry.owner == Owner::Dead)
+            .collect();
+        if dead.is_empty() {
+            return Ok(());
+        }
+        assert!(
+            began.elapsed() < PATIENCE,
+            "of victim {pid} there is left: {dead:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_boot_that_is_dropped_half_way_leaves_nothing() -> Result<()> {
+    for after in [50, 200, 500, 900] {
+        let boot = Topology::builder().boot();
+        let _ = tokio::time::timeout(Duration::from_millis(after), boot).await;
+    }
+    let (engine, dirs) = (Engine::connect().await?, Dirs::find()?);
+    let own = format!("wopr.pid={}", std::process::id());
+    let began = Instant::now();
+    while !engine.topologies_with_label(&own).await?.is_empty() {
+        assert!(began.elapsed() < PATIENCE, "{:?}", list(&engine, &dirs).await?);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_topology_by_another_living_process_is_not_touched() -> Result<()> {
+    let mut victim = start_victim("wait")?;
+    let id = booted_id(&mut victim)?;
+    let own = Topology::builder().boot().await?;
+    own.down().await?;
+    let (engine, dirs) = (Engine::connect().await?, Dirs::find()?);
+    let listed = list(&engine, &dirs).await?;
+    let owner = listed
+        .iter()
+        .find(|entry| entry.id == id)
+        .map(|entry| entry.owner);
+    assert_eq!(owner, Some(Owner::Alive));
+    victim.kill()?;
+    victim.wait()?;
+    until_gone(&id).await
+}
