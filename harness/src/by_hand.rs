@@ -102,6 +102,7 @@ mod tests {
         let set = |id: &str| ImageSet {
             id: id.into(),
             machine: "wopr/machine:1".into(),
+            toxiproxy: String::new(),
             services: Default::default(),
         };
         write_env(&dirs, &set("one")).unwrap();

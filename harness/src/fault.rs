@@ -4,6 +4,8 @@
 mod link;
 mod probe;
 mod service;
+mod sidecar;
+mod toxic;
 
 use std::fmt;
 
@@ -17,6 +19,8 @@ use crate::topology::{Topology, TopologyError};
 
 pub use link::Link;
 pub use probe::{Outcome, Probe};
+pub(crate) use sidecar::Sidecar;
+pub use toxic::{Stream, Toxic};
 pub use wopr_machine::protocol::{Answer, Caller, Manner};
 
 /// Why a fault is not in effect, or not healed.
@@ -39,6 +43,14 @@ pub enum FaultError {
         /// The machine.
         machine: MachineName,
         /// Its reason.
+        reason: String,
+    },
+    /// The Toxiproxy sidecar.
+    #[error("the Toxiproxy sidecar could not {action}: {reason}")]
+    Sidecar {
+        /// What was asked of it.
+        action: String,
+        /// Its words.
         reason: String,
     },
     /// It was applied, and traffic does not show it.
@@ -89,6 +101,7 @@ pub struct Fault {
     receipt: Receipt,
     /// Asked again after the heal, and expected to go well then.
     after: Vec<probe::Question>,
+    proxies: Vec<sidecar::Proxy>,
     deeds: Deeds,
 }
 
@@ -131,6 +144,9 @@ impl Fault {
             }
         }
         self.held.clear();
+        for proxy in std::mem::take(&mut self.proxies) {
+            proxy.remove().await?;
+        }
         for question in &self.after {
             let probe = question.ask_until(Outcome::Answered).await?;
             if probe.outcome != Outcome::Answered {
@@ -271,6 +287,7 @@ impl Applying {
             held: self.held,
             receipt,
             after,
+            proxies: Vec::new(),
             deeds,
         })
     }

@@ -32,6 +32,8 @@ pub struct ImageSet {
     pub id: String,
     /// Image of a machine.
     pub machine: String,
+    /// Image of the Toxiproxy sidecar: ours, or that of `WOPR_TOXIPROXY_IMAGE`.
+    pub toxiproxy: String,
     /// Image of each service.
     pub services: BTreeMap<Service, String>,
 }
@@ -90,6 +92,7 @@ pub async fn ensure(
     let set = ImageSet {
         id: hex::encode(digest.finalize())[..12].to_owned(),
         machine: built.machine,
+        toxiproxy: profile.toxiproxy().unwrap_or(&built.toxiproxy).to_owned(),
         services,
     };
     if golden::ensure(engine, dirs, &set, settings, progress).await? == golden::Made::Now {

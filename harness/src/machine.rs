@@ -99,6 +99,8 @@ pub struct Setting {
     pub control: PathBuf,
     /// The machine image.
     pub image: String,
+    /// The sidecar's image.
+    pub toxiproxy: String,
     /// Id of the image set, and name of its golden volume.
     pub image_set: String,
     /// Directory of models.
@@ -114,6 +116,9 @@ pub struct Setting {
     /// Directory that holds the owner's lock.
     pub owner: PathBuf,
 }
+
+/// Where Toxiproxy's API listens in the sidecar.
+pub const TOXIPROXY_API: u16 = 8474;
 
 /// Published ports, and the setting that moves each for the topology by hand.
 pub const PORTS: [(u16, &str); 6] = [
@@ -229,6 +234,22 @@ impl Setting {
             tmpfs: vec!["/run".to_owned()],
             dns: vec![paths::DNS_ADDRESS],
             privilege: self.privilege,
+        }
+    }
+
+    /// The Toxiproxy sidecar: started with the first fault that needs it.
+    pub fn sidecar(&self) -> ContainerSpec {
+        let api = PortMap {
+            container: TOXIPROXY_API,
+            host: HostPort::Free,
+        };
+        let name = self.name("toxiproxy");
+        let spec = ContainerSpec::new(&name, &self.toxiproxy, Privilege::Default);
+        ContainerSpec {
+            hostname: "wopr-toxiproxy".to_owned(),
+            labels: self.labels(),
+            ports: vec![api],
+            ..spec
         }
     }
 

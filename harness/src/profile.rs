@@ -11,6 +11,7 @@ use crate::service::Service;
 pub struct Profile {
     /// Services whose image somebody chose; the others run what is built here.
     chosen: BTreeMap<Service, String>,
+    toxiproxy: Option<String>,
     login: Option<Login>,
 }
 
@@ -67,7 +68,12 @@ impl Profile {
                 username,
                 password,
             });
-        Self { chosen, login }
+        let toxiproxy = value("WOPR_TOXIPROXY_IMAGE").map(with_tag);
+        Self {
+            chosen,
+            toxiproxy,
+            login,
+        }
     }
 
     /// The image that somebody chose for a service.
@@ -80,6 +86,11 @@ impl Profile {
     pub fn with_image(mut self, service: Service, image: &str) -> Self {
         self.chosen.insert(service, with_tag(image.to_owned()));
         self
+    }
+
+    /// The image that somebody chose for the Toxiproxy sidecar, by `WOPR_TOXIPROXY_IMAGE`.
+    pub fn toxiproxy(&self) -> Option<&str> {
+        self.toxiproxy.as_deref()
     }
 
     /// The registry's login.

@@ -18,10 +18,13 @@ pub use error::TopologyError;
 pub use health::{HEALTH_PATIENCE, ServiceHealth};
 pub use remains::{Leftovers, Listed, Owner, Volumes, list, remove_by_hand, sweep};
 
+use tokio::sync::OnceCell;
+
 use crate::clock::Rate;
 use crate::control::Control;
 use crate::dirs::Dirs;
 use crate::engine::Engine;
+use crate::fault::{FaultError, Sidecar};
 use crate::history::Deeds;
 use crate::machine::{GPU, MachineName, RunningMachine, Setting, VPS};
 use crate::seed::{NodeId, NodeSpec, SeedError};
@@ -52,6 +55,7 @@ pub struct Topology {
     machines: BTreeMap<MachineName, RunningMachine>,
     rate: Rate,
     deeds: Deeds,
+    sidecar: OnceCell<Sidecar>,
     remains: Remains,
 }
 
@@ -75,6 +79,11 @@ impl Topology {
     /// What the harness did.
     pub(crate) fn deeds(&self) -> &Deeds {
         &self.deeds
+    }
+
+    /// The Toxiproxy sidecar; started when it is asked for first.
+    pub(crate) async fn sidecar(&self) -> Result<&Sidecar, FaultError> {
+        self.sidecar.get_or_try_init(|| Sidecar::start(self)).await
     }
 
     /// The host's engine.

@@ -96,7 +96,23 @@ impl<'a> Link<'a> {
         }
     }
 
-    fn name(&self) -> String {
+    pub(super) fn its_port(&self) -> Option<u16> {
+        self.port
+    }
+
+    pub(super) fn topology(&self) -> &'a Topology {
+        self.topology
+    }
+
+    pub(super) fn source(&self) -> &MachineName {
+        &self.from
+    }
+
+    pub(super) fn target_address(&self) -> std::net::Ipv4Addr {
+        self.topology.address(&self.to)
+    }
+
+    pub(super) fn name(&self) -> String {
         match self.port {
             Some(port) => format!("{} → {}:{port}", self.from, self.to),
             None => format!("{} → {}", self.from, self.to),
@@ -230,7 +246,7 @@ impl<'a> Link<'a> {
 
     /// What travels on it: on the way to the GPU machine platform-api's poll, on the way back a
     /// registration, which the machine itself sends.
-    fn question(&self) -> Question {
+    pub(super) fn question(&self) -> Question {
         let machine = self.topology.machine(&self.from);
         let address = self.topology.address(&self.to);
         let port = self.port.unwrap_or(if self.to == GPU { 8080 } else { 3100 });

@@ -13,6 +13,7 @@ use crate::service::Service;
 /// References of the images that are built here.
 pub(crate) struct Built {
     pub(crate) machine: String,
+    pub(crate) toxiproxy: String,
     pub(crate) services: BTreeMap<Service, String>,
 }
 
@@ -20,13 +21,14 @@ pub(crate) struct Built {
 pub(crate) const LABEL_BUILT: &str = "wopr.built";
 
 const MACHINE_INPUTS: [&str; 3] = ["fixtures/machine", "Cargo.toml", "Cargo.lock"];
-/// Packages and, by the same names, their binaries.
-const SERVICE_BINARIES: [&str; 3] = ["platform-api", "platform-ui", "chatterbox"];
-const SERVICE_INPUTS: [&str; 6] = [
+const SERVICE_PACKAGES: [&str; 4] = ["platform-api", "platform-ui", "chatterbox", "wopr-toxiproxy"];
+const SERVICE_BINARIES: [&str; 4] = ["platform-api", "platform-ui", "chatterbox", "toxiproxy-server"];
+const SERVICE_INPUTS: [&str; 7] = [
     "fixtures/services",
     "fixtures/platform-api",
     "fixtures/platform-ui",
     "fixtures/chatterbox",
+    "fixtures/toxiproxy/src",
     "Cargo.toml",
     "Cargo.lock",
 ];
@@ -49,6 +51,7 @@ pub(crate) async fn ensure(
     let named = |name: &str| format!("wopr/{name}:{id}");
     let built = Built {
         machine,
+        toxiproxy: named("toxiproxy"),
         services: Service::ALL
             .into_iter()
             .map(|service| (service, named(service.name())))
@@ -65,7 +68,8 @@ pub(crate) async fn ensure(
             missing.push(service);
         }
     }
-    let needs_flat = !missing.is_empty() && engine.image(&flat).await?.is_none();
+    let needs_toxiproxy = engine.image(&built.toxiproxy).await?.is_none();
+    let needs_flat = (needs_toxiproxy || !missing.is_empty()) && engine.image(&flat).await?.is_none();
     if needs_machine || needs_flat {
         base::ensure(engine, progress).await?;
     }
@@ -78,6 +82,9 @@ pub(crate) async fn ensure(
     for service in missing {
         let dockerfile = format!("FROM {flat}\n{}", configuration(service));
         configure(engine, &built.services[&service], &dockerfile).await?;
+    }
+    if needs_toxiproxy {
+        configure(engine, &built.toxiproxy, &format!("FROM {flat}\n{TOXIPROXY}")).await?;
     }
     Ok(built)
 }
@@ -116,7 +123,7 @@ async fn build_flat(
     progress: &Progress,
 ) -> Result<(), ImageError> {
     let task = progress.begin("building the image of the services");
-    let binaries = fixtures::build(&dirs.root, &SERVICE_BINARIES, &task).await?;
+    let binaries = fixtures::build(&dirs.root, &SERVICE_PACKAGES, &task).await?;
     let files = dirs.root.join("fixtures/services");
     let mut context = BuildContext::default()
         .file(&files.join("Dockerfile"), "Dockerfile")?
@@ -182,6 +189,9 @@ fn configuration(service: Service) -> String {
     };
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
+
+/// As the official image has it.
+const TOXIPROXY: &str = "ENTRYPOINT [\"/usr/local/bin/toxiproxy-server\"]\nCMD [\"-host=0.0.0.0\"]\n";
 
 #[cfg(test)]
 mod tests {

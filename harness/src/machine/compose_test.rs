@@ -33,6 +33,7 @@ fn setting() -> Setting {
         root: "/root".into(),
         control: "/root/local/.run".into(),
         image: "wopr/machine:1".to_owned(),
+        toxiproxy: String::new(),
         image_set: "abc".to_owned(),
         models: "/root/models/tiny".into(),
         addresses: BTreeMap::from([(VPS, lan.address(0)), (GPU, lan.address(1))]),

@@ -9,6 +9,8 @@ use wopr_machine::envfile::Settings;
 
 use super::remains::Remains;
 use super::{Topology, TopologyError, Volumes, sweep};
+use tokio::sync::OnceCell;
+
 use crate::by_hand;
 use crate::clock::{self, Rate};
 use crate::control::Control;
@@ -163,6 +165,7 @@ impl Builder {
             root: dirs.root.clone(),
             control,
             image: set.machine.clone(),
+            toxiproxy: set.toxiproxy.clone(),
             image_set: set.id.clone(),
             models,
             addresses: BTreeMap::new(),
@@ -259,6 +262,7 @@ impl Booting {
             machines,
             rate: self.rate,
             deeds: Deeds::default(),
+            sidecar: OnceCell::new(),
             remains: self.remains,
         };
         task.detail("waiting for the services");
@@ -372,6 +376,7 @@ impl Topology {
             root: dirs.root.clone(),
             control: dirs.by_hand_control()?,
             image: String::new(),
+            toxiproxy: String::new(),
             image_set: String::new(),
             models: dirs.tiny_models(),
             addresses: BTreeMap::from([(VPS, Lan::BY_HAND.address(0)), (GPU, Lan::BY_HAND.address(1))]),
@@ -403,6 +408,7 @@ impl Topology {
             machines,
             rate: Rate::TRUE,
             deeds: Deeds::default(),
+            sidecar: OnceCell::new(),
             remains,
         })
     }
