@@ -218,7 +218,7 @@ impl<'a> Watch<'a> {
         Ok(self.topology.history().await?)
     }
 
-    /// Ends a scenario as each should end: every fault healed, the node well again within [`CONVERGENCE`]
+    /// Ends a scenario as each should end: every fault healed, the node well again within six polls
     /// unless it has failed for good, and the oracle's judgement of all that happened.
     ///
     /// # Errors

@@ -262,6 +262,7 @@ impl<'a> Link<'a> {
             machine: (self.from.to_string(), machine.control_directory().clone()),
             container,
             url: format!("http://{address}:{port}/health"),
+            slower_by: std::time::Duration::ZERO,
         }
     }
 }

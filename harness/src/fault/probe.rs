@@ -91,14 +91,21 @@ pub(super) struct Question {
     /// does not run, is the machine's own.
     pub(super) container: Option<(Engine, String)>,
     pub(super) url: String,
+    /// What a fault adds to the time of an answer.
+    pub(super) slower_by: Duration,
 }
 
 impl Question {
+    /// The same, with more time for the answer.
+    pub(super) fn slower_by(self, slower_by: Duration) -> Self {
+        Self { slower_by, ..self }
+    }
+
     pub(super) async fn ask(&self) -> Result<Probe, FaultError> {
         let mut control = Control::connect(&self.machine.0, &self.machine.1).await?;
         let (connect, answer) = (
             CONNECT.as_secs_f64().to_string(),
-            ANSWER.as_secs_f64().to_string(),
+            (ANSWER + self.slower_by).as_secs_f64().to_string(),
         );
         // Looked up each time: a restart gives it another.
         let pid = match &self.container {
@@ -123,7 +130,7 @@ impl Question {
         // Whether a connection came about tells two time-outs apart.
         argv.extend(["--write-out", "%{time_connect}", &self.url]);
         let began = Instant::now();
-        let (code, out) = control.run_any(&argv, LIMIT).await?;
+        let (code, out) = control.run_any(&argv, LIMIT + self.slower_by).await?;
         let connected = out.trim().parse::<f64>().is_ok_and(|at| at > 0.0);
         let outcome = match code {
             0 => Outcome::Answered,

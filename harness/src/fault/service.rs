@@ -1,5 +1,7 @@
 //! Faults of a service: stopped, paused, or another answers in its place.
 
+use std::time::Duration;
+
 use wopr_machine::protocol::{Answer, Caller, Manner, Request, Step};
 
 use super::probe::Question;
@@ -88,10 +90,14 @@ impl Topology {
             Manner::HeadersThenHang | Manner::Silent => Outcome::NoAnswer,
             Manner::Close => Outcome::Broken,
         };
+        let slower_by = match manner {
+            Manner::Status { after_ms, .. } => Duration::from_millis(after_ms),
+            _ => Duration::ZERO,
+        };
         let expected: Vec<_> = self
             .service_question(service, Asker::Other)
             .into_iter()
-            .map(|asked| (asked, outcome))
+            .map(|asked| (asked.slower_by(slower_by), outcome))
             .collect();
         applying.confirm(&expected, self.deeds().clone()).await
     }
@@ -128,6 +134,7 @@ impl Topology {
             machine: (from.name().to_string(), from.control_directory().clone()),
             container: None,
             url: format!("http://{}:{port}{path}", here.address()),
+            slower_by: Duration::ZERO,
         }]
     }
 }

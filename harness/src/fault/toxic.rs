@@ -112,6 +112,16 @@ impl Toxic {
         }
     }
 
+    /// What it adds to a chunk's way at most.
+    fn most(self) -> Duration {
+        match self {
+            Self::Latency { latency, jitter } => latency + jitter,
+            Self::Timeout { timeout } | Self::ResetPeer { timeout } => timeout,
+            Self::SlowClose { delay } => delay,
+            _ => Duration::ZERO,
+        }
+    }
+
     /// Less than this no request through it takes.
     fn least(self) -> Duration {
         match self {
@@ -148,7 +158,9 @@ impl Link<'_> {
         let mut applying = Applying::new(format!("{toxic:?} {stream:?} on {}", self.name()));
         let (host, own) = proxy.listens;
         let steps = steps(&target.to_string(), port, &format!("{host}:{own}"));
-        let expected = [(self.question(), toxic.outcome())];
+        // A request and its answer may each be late by the most that there is.
+        let question = self.question().slower_by(toxic.most() * 2);
+        let expected = [(question, toxic.outcome())];
         let held = async {
             applying.hold(from, topology.control(from).await?, steps).await?;
             let fault = applying.confirm(&expected, topology.deeds().clone()).await?;
