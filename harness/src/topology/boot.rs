@@ -418,7 +418,9 @@ impl Topology {
         if self.rate == Rate::TRUE {
             return Ok(());
         }
-        let (began, first) = (Instant::now(), self.platform_time().await?);
+        let asked_first = Instant::now();
+        let first = self.platform_time().await?;
+        let answered_first = Instant::now();
         // Long enough for whole seconds to tell, whatever the rate.
         tokio::time::sleep(
             self.rate
@@ -426,10 +428,11 @@ impl Topology {
                 .max(Duration::from_millis(100)),
         )
         .await;
+        let asked_second = Instant::now();
         let second = self.platform_time().await?;
-        let took = began.elapsed();
+        let (least, most) = (asked_second - answered_first, asked_first.elapsed());
         let passed = second.duration_since(first).unwrap_or_default();
-        Ok(clock::judge(self.rate, took, passed)?)
+        Ok(clock::judge(self.rate, least, most, passed)?)
     }
 
     async fn platform_time(&self) -> Result<SystemTime, TopologyError> {
