@@ -51,6 +51,26 @@ impl Engine {
         absent_is_fine(removed.map_err(EngineError::call(format!("remove volume {name}"))))
     }
 
+    /// Names of the volumes that begin so.
+    ///
+    /// # Errors
+    /// [`EngineError::Call`].
+    pub async fn volumes_with_prefix(&self, prefix: &str) -> Result<Vec<String>, EngineError> {
+        let filters = HashMap::from([("name", vec![prefix])]);
+        let options = ListVolumesOptionsBuilder::new().filters(&filters).build();
+        let listed = self.docker().list_volumes(Some(options)).await;
+        let volumes = listed
+            .map_err(EngineError::call("list volumes"))?
+            .volumes
+            .unwrap_or_default();
+        // The engine looks for it anywhere in the name.
+        Ok(volumes
+            .into_iter()
+            .map(|volume| volume.name)
+            .filter(|name| name.starts_with(prefix))
+            .collect())
+    }
+
     /// Names of the volumes with a label, newest first.
     ///
     /// # Errors

@@ -18,7 +18,8 @@ while [ $empty -lt 2 ] && [ $round -lt 600 ]; do
   round=$((round + 1))
   containers=$(docker ps --all --quiet --filter "$label")
   networks=$(docker network ls --quiet --filter "$label")
-  volumes=$(docker volume ls --quiet --filter "$label")
+  # By name: a container that was being made while its volumes were removed makes them anew, without labels.
+  volumes=$(docker volume ls --quiet --filter "name=^wopr-$2-")
   if [ -z "$containers$networks$volumes" ]; then
     # A container that was being made when the owner ended comes a moment later.
     empty=$((empty + 1))

@@ -58,6 +58,17 @@ impl Leftovers {
             engine.networks_with_label(&label),
             engine.volumes_with_label(&label),
         )?;
+        let mut volumes = volumes;
+        if topology != BY_HAND {
+            // A container that was being made while its volumes were removed makes them anew, without labels.
+            let named = engine.volumes_with_prefix(&format!("wopr-{topology}-")).await?;
+            volumes.extend(
+                named
+                    .into_iter()
+                    .filter(|name| !volumes.contains(name))
+                    .collect::<Vec<_>>(),
+            );
+        }
         Ok(Self {
             containers,
             networks,
