@@ -1,12 +1,14 @@
 //! What the topology by hand needs on disk: local/.env, which tells compose the image set, the ports
 //! and the models.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use wopr_machine::envfile::{self, EnvFileError, Settings};
 
 use crate::dirs::{self, Dirs, DirsError};
 use crate::image::ImageSet;
+use crate::machine::PORTS;
 
 /// Why local/.env could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +19,14 @@ pub enum ByHandError {
     /// The control directories.
     #[error(transparent)]
     Dirs(#[from] DirsError),
+    /// A port that is none.
+    #[error("{variable} is {value:?}, which is no port: a number from 1 to 65535 is")]
+    Port {
+        /// The setting.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+    },
     /// It could not be written.
     #[error("cannot write {path}: {source}")]
     Write {
@@ -41,6 +51,24 @@ pub fn settings(dirs: &Dirs) -> Result<Settings, ByHandError> {
         return Ok(Settings::new());
     }
     Ok(envfile::read(&path)?)
+}
+
+/// Ports in place of the usual ones, by the variable that chooses them: from local/.env, and above it from
+/// the environment, as compose reads them.
+///
+/// # Errors
+/// [`ByHandError::Port`], [`ByHandError::File`].
+pub fn ports(dirs: &Dirs) -> Result<BTreeMap<String, u16>, ByHandError> {
+    let file = settings(dirs)?;
+    let mut ports = BTreeMap::new();
+    for (_, variable) in PORTS {
+        let own = std::env::var(variable).ok().filter(|value| !value.is_empty());
+        if let Some(value) = own.or_else(|| file.get(variable).cloned()) {
+            let port = value.parse().map_err(|_| ByHandError::Port { variable, value })?;
+            ports.insert(variable.to_owned(), port);
+        }
+    }
+    Ok(ports)
 }
 
 /// Writes into local/.env what compose has to know of an image set. Lines of a person's own stay.

@@ -174,15 +174,12 @@ async fn ports(dirs: &Dirs) -> Finding {
     if Topology::by_hand().await.is_ok() {
         return Finding::Ok("held by the topology that is up".to_owned());
     }
-    let local = by_hand::settings(dirs).unwrap_or_default();
-    let chosen = |variable: &str, port: u16| {
-        let own = std::env::var(variable)
-            .ok()
-            .or_else(|| local.get(variable).cloned());
-        own.and_then(|value| value.parse().ok()).unwrap_or(port)
+    let chosen = match by_hand::ports(dirs) {
+        Ok(chosen) => chosen,
+        Err(error) => return Finding::missing(error, "mend it in local/.env or in the environment"),
     };
     let taken = PORTS.into_iter().filter_map(|(port, variable)| {
-        let port = chosen(variable, port);
+        let port = chosen.get(variable).copied().unwrap_or(port);
         let error = std::net::TcpListener::bind(("127.0.0.1", port)).err()?;
         let holder = port_holder(port)
             .map(|holder| format!(" by {holder}"))

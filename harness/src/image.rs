@@ -22,8 +22,8 @@ use crate::settings::StackSettings;
 
 pub use error::ImageError;
 
-/// Golden volumes that are kept when a new one is made: one for each of a few branches and choices.
-const KEPT: usize = 4;
+/// Golden volumes that are kept when a new one is made: one for each of a dozen branches and choices.
+const KEPT: usize = 12;
 
 /// Images that belong together, and the golden volume made of them.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -126,21 +126,8 @@ impl StackSettings {
     /// Writes a stack's settings into a machine's control directory, which is private; the file is
     /// private itself.
     pub(crate) fn hand_over(&self, role: Role, control: &Path) -> Result<(), SettingsError> {
-        use std::io::Write as _;
-        use std::os::unix::fs::OpenOptionsExt as _;
         let path = control.join(STACK_ENV);
-        let text: String = self
-            .of(role)
-            .iter()
-            .map(|(key, value)| format!("{key}={}\n", envfile::quoted(value)))
-            .collect();
-        let written = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&path)
-            .and_then(|mut file| file.write_all(text.as_bytes()));
+        let written = envfile::write_private(&path, &self.of(role));
         written.map_err(|source| SettingsError::Write { path, source })
     }
 }

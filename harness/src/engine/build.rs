@@ -240,18 +240,6 @@ impl Engine {
         Ok(listed.into_iter().flat_map(|image| image.repo_tags).collect())
     }
 
-    /// References of the images with a label.
-    ///
-    /// # Errors
-    /// [`EngineError::Call`].
-    pub async fn images_with_label(&self, label: &str) -> Result<Vec<String>, EngineError> {
-        let filters = HashMap::from([("label", vec![label])]);
-        let options = ListImagesOptionsBuilder::new().filters(&filters).build();
-        let listed = self.docker().list_images(Some(options)).await;
-        let listed = listed.map_err(EngineError::call("list images"))?;
-        Ok(listed.into_iter().flat_map(|image| image.repo_tags).collect())
-    }
-
     /// Removes a name of an image, and the image with its last name.
     ///
     /// # Errors

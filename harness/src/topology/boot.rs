@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use rand::RngExt as _;
-use wopr_machine::envfile::Settings;
 
 use super::remains::Remains;
 use super::{Topology, TopologyError, Volumes, sweep};
@@ -18,7 +17,7 @@ use crate::dirs::{self, Dirs};
 use crate::engine::{Engine, Lan};
 use crate::history::Deeds;
 use crate::image;
-use crate::machine::{BY_HAND, GPU, MachineName, PORTS, Role, RunningMachine, Setting, VPS};
+use crate::machine::{BY_HAND, GPU, MachineName, Role, RunningMachine, Setting, VPS};
 use crate::models;
 use crate::privilege;
 use crate::profile::Profile;
@@ -150,7 +149,7 @@ impl Builder {
                 settings.with(*role, variable, value)
             });
         let chosen_ports = if self.by_hand {
-            chosen_ports(&by_hand::settings(&dirs)?)?
+            by_hand::ports(&dirs)?
         } else {
             BTreeMap::new()
         };
@@ -176,8 +175,7 @@ impl Builder {
         };
         let (setting, remains) = if self.by_hand {
             let control = dirs.by_hand_control()?;
-            let mut remains = Remains::of_another(engine.clone(), BY_HAND, dirs.root.join("local/.run"));
-            remains.let_stay();
+            let remains = Remains::of_another(engine.clone(), BY_HAND, dirs.root.join("local/.run"));
             (setting(BY_HAND.to_owned(), control), remains)
         } else if let Some(resting) = self.resting {
             (
@@ -202,21 +200,6 @@ impl Builder {
         task.done();
         Ok(topology)
     }
-}
-
-/// Ports of the topology by hand, from local/.env and above it from the environment, as compose does.
-fn chosen_ports(file: &Settings) -> Result<BTreeMap<String, u16>, TopologyError> {
-    let mut ports = BTreeMap::new();
-    for (_, variable) in PORTS {
-        let own = std::env::var(variable).ok().filter(|value| !value.is_empty());
-        if let Some(value) = own.or_else(|| file.get(variable).cloned()) {
-            let port = value
-                .parse()
-                .map_err(|_| TopologyError::Port { variable, value })?;
-            ports.insert(variable.to_owned(), port);
-        }
-    }
-    Ok(ports)
 }
 
 /// Removes what dead processes left, beside the boot. It neither holds a boot up nor fails it: what would

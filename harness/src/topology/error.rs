@@ -80,14 +80,6 @@ pub enum TopologyError {
         /// Why it failed.
         source: sqlx::Error,
     },
-    /// A port that is none.
-    #[error("{variable} is {value:?}, which is no port: a number from 1 to 65535 is")]
-    Port {
-        /// The setting.
-        variable: &'static str,
-        /// Its value.
-        value: String,
-    },
     /// platform-api's clock.
     #[error(transparent)]
     Clock(#[from] crate::clock::ClockError),

@@ -155,11 +155,6 @@ impl Remains {
         }
     }
 
-    /// Lets the topology stay when this is dropped.
-    pub(crate) fn let_stay(&mut self) {
-        self.at_drop = AtDrop::Stay;
-    }
-
     /// The duty to remove, for whoever boots on the same volumes.
     pub(crate) fn hand_over(&mut self) -> Self {
         let given = Self {
