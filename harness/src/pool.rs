@@ -19,14 +19,15 @@ pub use lease::Lease;
 pub use state::Difference;
 
 use crate::env;
-use crate::topology::{Builder, Claim, Plan, TopologyError};
+use crate::progress::Task;
+use crate::topology::{Builder, Claim, Plan, Sweep, TopologyError, sweep};
 use member::Member;
 use state::State;
 
 /// How long a look at the pool is apart from the next. A look costs the reading of a few small files.
 const PAUSE: Duration = Duration::from_millis(20);
 /// Who waits for longer says so.
-const PATIENT: Duration = Duration::from_secs(5);
+const PATIENT: Duration = Duration::from_secs(1);
 /// Topologies for each processor: tests wait more than they compute.
 const PER_CORE: usize = 2;
 /// What a topology takes of the host's memory, with room for what tests do, in bytes.
@@ -91,19 +92,22 @@ pub async fn lease(builder: Builder) -> Result<Lease, PoolError> {
     }
     let key = plan.key();
     let began = Instant::now();
-    let mut task = None;
+    let mut task: Option<Task> = None;
     loop {
         for member in member::idle(&plan.dirs.run, &key) {
             if let Some(lease) = take(&plan, member).await {
+                task.into_iter().for_each(Task::done);
                 return Ok(lease);
             }
         }
         if let Some(claim) = grow(&mut plan, &key, most).await? {
+            task.into_iter().for_each(Task::done);
             return boot(&plan, &key, claim).await;
         }
-        if began.elapsed() > PATIENT {
-            let task = task.get_or_insert_with(|| plan.progress.begin("waiting for a topology"));
-            task.detail(&member::who_holds(&plan.dirs.run));
+        if task.is_none() && began.elapsed() > PATIENT {
+            let waiting = plan.progress.begin("waiting for a topology");
+            waiting.waits(&member::who_holds(&plan.dirs.run));
+            task = Some(waiting);
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -140,6 +144,9 @@ async fn grow(plan: &mut Plan, key: &str, most: usize) -> Result<Option<Claim>, 
     let _held = crate::engine::lock_file(&lock)
         .await
         .map_err(TopologyError::from)?;
+    if member::count(&plan.dirs.run) >= most && member::has_dead(&plan.dirs.run) {
+        sweep(&plan.engine, &plan.dirs, Sweep::Expired(plan.idle)).await?;
+    }
     if member::count(&plan.dirs.run) >= most {
         let Some(other) = member::idle_others(&plan.dirs.run, key).into_iter().next() else {
             return Ok(None);

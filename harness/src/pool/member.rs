@@ -98,6 +98,11 @@ pub(super) fn count(run: &Path) -> usize {
     all(run).len()
 }
 
+/// Whether there is one whose holder has ended and left it.
+pub(super) fn has_dead(run: &Path) -> bool {
+    all(run).iter().any(|(_, standing)| *standing == Standing::Dead)
+}
+
 fn idle_where(run: &Path, wanted: impl Fn(&str) -> bool) -> Vec<(Duration, Member)> {
     let idle = all(run).into_iter().filter_map(|(directory, standing)| {
         let Standing::Idle { since } = standing else {

@@ -18,11 +18,12 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// Brings a topology back to `baseline`.
 pub(crate) async fn reset(topology: &Topology, baseline: &State) -> Result<(), PoolError> {
-    // Ended first: it writes rows, and its watchdog remembers.
+    whole(topology).await?;
     let engine = topology.machine_of(Service::PlatformApi).engine();
     let platform_api = Service::PlatformApi.container();
     let machines = try_join_all(topology.machines().map(heal));
     let (_, ()) = tokio::try_join!(machines, remove_sidecar(topology))?;
+    // Before the rows go: it writes them, and its watchdog remembers.
     engine
         .stop(&platform_api, Duration::ZERO)
         .await
@@ -47,6 +48,34 @@ pub(crate) async fn reset(topology: &Topology, baseline: &State) -> Result<(), P
     } else {
         Err(PoolError::Left { differences })
     }
+}
+
+/// Machines and services that are gone do not come back: no need to wait for them.
+async fn whole(topology: &Topology) -> Result<(), PoolError> {
+    let mut lost = Vec::new();
+    for machine in topology.machines() {
+        let state = machine.state().await.map_err(TopologyError::from)?;
+        if !state.is_some_and(|state| state.running || state.paused) {
+            lost.push(format!("machine {}", machine.name()));
+        }
+    }
+    if lost.is_empty() {
+        for service in topology.expected_services() {
+            let state = topology.machine_of(service).service(service).await;
+            if state.map_err(TopologyError::from)?.is_none() {
+                lost.push(format!("service {service}"));
+            }
+        }
+    }
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let differences = vec![Difference {
+        aspect: "topology".to_owned(),
+        lost,
+        left: Vec::new(),
+    }];
+    Err(PoolError::Left { differences })
 }
 
 async fn heal(machine: &RunningMachine) -> Result<(), TopologyError> {

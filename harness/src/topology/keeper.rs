@@ -15,16 +15,15 @@ use super::TopologyError;
 /// Arguments: the topology's id, its directory, seconds that it may be idle. The removal is bounded: an engine
 /// that removes nothing for ten minutes is the next boot's to deal with.
 const SCRIPT: &str = r#"
-while :; do
-  exec 9<>"$2/lease" && flock 9 || exit 1
-  [ -e "$2/lease" ] || exit 0 # It was taken down as it should be.
+while [ -e "$2/lease" ]; do
+  exec 9<>"$2/lease" && flock 9
   idle_since=$(stat --format %Y "$2/idle" 2>/dev/null || echo 0)
   left=$((idle_since + $3 - $(date +%s)))
   [ $left -gt 0 ] || break
   exec 9>&-
   sleep $left
 done
-echo "its keeper, which removes it" >"$2/holder"
+[ ! -e "$2" ] || echo "its keeper, which removes it" >"$2/holder"
 label="label=wopr.topology=$1" empty=0 round=0
 while [ $empty -lt 2 ] && [ $round -lt 600 ]; do
   round=$((round + 1))
