@@ -306,11 +306,7 @@ impl Topology {
     }
 
     async fn records(&self) -> Result<Vec<Event>, TopologyError> {
-        let asked = self
-            .control(&VPS)
-            .await?
-            .ask(&Request::Records { from: 0, wait: false })
-            .await?;
+        let asked = self.control(&VPS).await?.ask(&Request::Records).await?;
         let Reply::Records { records } = asked else {
             return Ok(Vec::new());
         };

@@ -139,7 +139,6 @@ fn for_observation(settings: StackSettings) -> StackSettings {
     let library = format!("{}/{}/{}", paths::CONTROL, paths::CLOCK, paths::CLOCK_LIBRARY);
     settings
         .with(Role::Vps, "ADMIN_WEBHOOK_URL", &format!("{recorder}/hooks/gpu"))
-        .with(Role::Vps, "DO_API_BASE_URL", &format!("{recorder}/v2"))
         .with(Role::Vps, "WOPR_CLOCK_LIBRARY", &library)
 }
 

@@ -23,7 +23,12 @@ pub(crate) struct Built {
 /// Label of everything that is built here, so that it can be found and removed.
 pub(crate) const LABEL_BUILT: &str = "wopr.built";
 
-const MACHINE_INPUTS: [&str; 3] = ["fixtures/machine", "Cargo.toml", "Cargo.lock"];
+const MACHINE_INPUTS: [&str; 4] = [
+    "fixtures/machine",
+    "fixtures/cloud/src",
+    "Cargo.toml",
+    "Cargo.lock",
+];
 const SERVICE_PACKAGES: [&str; 4] = ["platform-api", "platform-ui", "chatterbox", "wopr-toxiproxy"];
 const SERVICE_BINARIES: [&str; 4] = ["platform-api", "platform-ui", "chatterbox", "toxiproxy-server"];
 const SERVICE_INPUTS: [&str; 7] = [

@@ -150,7 +150,7 @@ async fn of_services(topology: &Topology) -> Result<Vec<String>, TopologyError> 
 
 async fn of_recorder(topology: &Topology) -> Result<Vec<String>, TopologyError> {
     let mut control = topology.control(&VPS).await?;
-    match control.ask(&Request::Records { from: 0, wait: false }).await? {
+    match control.ask(&Request::Records).await? {
         Reply::Records { records } => Ok(records
             .iter()
             .map(|record| format!("{} {}", record.method, record.path))
