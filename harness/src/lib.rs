@@ -16,6 +16,7 @@ pub mod oracle;
 pub mod privilege;
 pub mod profile;
 pub mod progress;
+pub mod report;
 pub mod seed;
 pub mod service;
 pub mod settings;

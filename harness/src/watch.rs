@@ -1,6 +1,6 @@
 //! Waiting for what platform-api does about a node: by listening to the database, in platform-api's time.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use sqlx::postgres::{PgListener, PgPoolOptions};
@@ -9,6 +9,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::clock::{PlatformTime, polls};
 use crate::fault::{Answer, Caller};
 use crate::history::{CHANNEL, Event, Health, History, NodeRow, Status, What, Window, now_us};
+use crate::oracle::{self, Breach, Judgement};
+use crate::report::{self, Failing, Meta, Timeline};
 use crate::seed::NodeId;
 use crate::topology::{Topology, TopologyError};
 
@@ -32,11 +34,16 @@ pub enum WatchError {
     #[error(transparent)]
     Fault(#[from] Box<crate::fault::FaultError>),
     /// The contract does not allow what happened.
-    #[error(transparent)]
-    Breach(#[from] crate::oracle::Judgement),
+    #[error("{judgement}{timeline}")]
+    Breach {
+        /// What it does not allow.
+        judgement: Judgement,
+        /// The history as a page.
+        timeline: Timeline,
+    },
     /// It did not happen.
     #[error(
-        "{what} did not happen to {node} within {within} of platform-api's time; what did:\n{}",
+        "{what} did not happen to {node} within {within} of platform-api's time; what did:\n{}{timeline}",
         .history.excerpt(&[*.window])
     )]
     TimedOut {
@@ -50,6 +57,8 @@ pub enum WatchError {
         history: Box<History>,
         /// The wait, and a little before it.
         window: Window,
+        /// The same as a page.
+        timeline: Timeline,
     },
 }
 
@@ -253,7 +262,11 @@ impl<'a> Watch<'a> {
         for caller in [Caller::Webhook, Caller::Cloud] {
             self.topology.answer(caller, Answer::Well).await?;
         }
-        self.topology.heal_all().await.map_err(Box::new)?;
+        let healed = self.topology.heal_all().await.map_err(Box::new)?;
+        let names: BTreeSet<_> = healed.into_iter().map(|(_, name)| name).collect();
+        for name in names {
+            self.topology.deeds().note(format!("healed: {name}"));
+        }
         let failed = |history: &History, node: &NodeId| {
             history.statuses(node.as_str()).last() == Some(&Status::Failed)
         };
@@ -263,8 +276,10 @@ impl<'a> Watch<'a> {
             self.next_poll().await?;
         }
         let history = self.history().await?;
-        crate::oracle::judge(self.topology.rate(), &history, self.node.as_str())?;
-        Ok(history)
+        match oracle::judge(self.topology.rate(), &history, self.node.as_str()) {
+            Ok(()) => Ok(history),
+            Err(judgement) => Err(self.breach(judgement).await),
+        }
     }
 
     fn wait(&self, within: PlatformTime) -> Wait {
@@ -295,13 +310,42 @@ impl<'a> Watch<'a> {
         let ended_us = now_us();
         let history = self.topology.evidence().await;
         let window = history.window(wait.began_us, BEFORE, ended_us, polls(0));
+        let failing = Failing {
+            what: format!("{what} did not happen to {} within {}", self.node, wait.within),
+            from_us: wait.began_us,
+            at_us: ended_us,
+        };
+        let timeline = self.page(&history, vec![failing]).await;
         WatchError::TimedOut {
             what,
             node: self.node.clone(),
             within: wait.within,
             history: Box::new(history),
             window,
+            timeline,
         }
+    }
+
+    async fn page(&self, history: &History, failings: Vec<Failing>) -> Timeline {
+        let meta = Meta {
+            title: report::test_name(),
+            topology: self.topology.id().to_owned(),
+            failings,
+            notes: Vec::new(),
+        };
+        report::write(self.topology.dirs(), history.clone(), meta).await
+    }
+
+    /// A history that was judged, with every service's log for the reader.
+    async fn breach(&self, judgement: Judgement) -> WatchError {
+        let failing = |breach: &Breach| Failing {
+            what: breach.what.clone(),
+            from_us: breach.at_us,
+            at_us: breach.at_us,
+        };
+        let failings = judgement.breaches.iter().map(failing).collect();
+        let timeline = self.page(&self.topology.evidence().await, failings).await;
+        WatchError::Breach { judgement, timeline }
     }
 }
 

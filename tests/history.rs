@@ -1,0 +1,170 @@
+//! What is left of a scenario for its reader: the text of its error, and the page beside it.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use pretty_assertions::assert_eq;
+use wopr_harness::clock::polls;
+use wopr_harness::fault::{Stream, Toxic};
+use wopr_harness::history::Status::Failed;
+use wopr_harness::history::{Scope, What};
+use wopr_harness::machine::Role;
+use wopr_harness::report::Timeline;
+use wopr_harness::testing::topology;
+use wopr_harness::watch::{WatchError, status};
+use wopr_harness::{GPU, Service, Topology, VPS};
+
+/// The page that an error names, and its path.
+fn page(error: &WatchError) -> Result<(PathBuf, String)> {
+    let (WatchError::TimedOut { timeline, .. } | WatchError::Breach { timeline, .. }) = error else {
+        bail!("an error without a page: {error}");
+    };
+    match timeline {
+        Timeline::Written(path) => Ok((path.clone(), std::fs::read_to_string(path)?)),
+        Timeline::NotWritten(why) => bail!("{why}"),
+    }
+}
+
+/// A secret of the topology's that is in neither text.
+fn assert_no_secret(topology: &Topology, texts: &[&str]) {
+    let settings = topology.settings().of(Role::Vps);
+    let secrets = settings
+        .iter()
+        .filter(|(name, value)| wopr_harness::settings::is_secret(name) && !value.is_empty());
+    for (name, value) in secrets {
+        assert!(texts.iter().all(|text| !text.contains(value.as_str())), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_wait_in_vain_leaves_a_page_with_the_node_the_fault_and_platform_apis_words() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+    let _cut = topology.link(VPS, GPU).reset().await?;
+    let waited = watch.until(status(Failed)).within(polls(3)).await;
+    let error = waited.err().context("the node failed after three polls")?;
+
+    let text = error.to_string();
+    let (path, page) = page(&error)?;
+    assert!(text.ends_with(&format!("timeline: {}", path.display())), "{text}");
+    // platform-api says so when it degrades a node: in the text for its time, in the page for its service.
+    let said = "notifying: gpu_node_degraded";
+    for told in [&text, &page] {
+        assert!(told.contains(node.as_str()), "{told}");
+        assert!(told.contains("begun:  reset on vps → gpu"), "{told}");
+        assert!(told.contains("Degraded"), "{told}");
+        assert!(told.contains(said), "{told}");
+    }
+    assert!(text.contains("log      platform-api | "), "{text}");
+    assert!(
+        page.contains("status Failed did not happen to local-gpu-node-001"),
+        "{page}"
+    );
+    assert!(
+        page.contains("llama-cpp | "),
+        "every service's log is in the page"
+    );
+    let name = "a_wait_in_vain_leaves_a_page_with_the_node_the_fault_and_platform_apis_words";
+    assert_eq!(
+        path.file_name(),
+        Some(Path::new(&format!("{name}-{}.html", topology.id())).as_os_str())
+    );
+    assert_eq!(path.metadata()?.permissions().mode() & 0o777, 0o600);
+    assert_no_secret(&topology, &[&text, &page]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_connections_of_a_link_with_a_toxic_are_in_its_history() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+    let before = watch.history().await?;
+    let is_connection = |what: &What| matches!(what, What::Connection(_));
+    assert!(
+        !before.events.iter().any(|event| is_connection(&event.what)),
+        "without a sidecar: {before}"
+    );
+
+    let toxic = Toxic::Latency {
+        latency: Duration::from_millis(20),
+        jitter: Duration::ZERO,
+    };
+    let link = topology.link(VPS, GPU).port(8080);
+    let slow = link.toxic(toxic, Stream::Downstream).await?;
+    watch.polls(2).await?;
+    slow.heal().await?;
+
+    let history = watch.history().await?;
+    let connections: Vec<_> = history
+        .events
+        .iter()
+        .filter_map(|event| match &event.what {
+            What::Connection(connection) => Some(connection),
+            _ => None,
+        })
+        .collect();
+    assert!(!connections.is_empty(), "{history}");
+    for connection in connections {
+        assert_eq!(connection.toxics, ["latency_downstream"], "{connection}");
+        assert!(
+            connection.bytes_up > 0 && connection.bytes_down > 0,
+            "{connection}"
+        );
+        let closed = connection
+            .closed_us
+            .context("a healed link has no connection left")?;
+        assert!(closed - connection.opened_us >= 20_000, "{connection}");
+        assert!(
+            connection.client.starts_with(&topology.address(&VPS).to_string()),
+            "{connection}"
+        );
+    }
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_history_holds_the_lines_of_the_services_that_it_was_asked_for_and_no_secret() -> Result<()> {
+    let topology = topology().await;
+    // Said by postgres as it is sent, and never to be read as it was sent.
+    let secret = topology
+        .settings()
+        .value(Role::Vps, "POSTGRES_PASSWORD")?
+        .to_owned();
+    let mut database = topology.database().await?;
+    let refused = sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+        "SELECT no_such_column AS \"{secret}\""
+    )))
+    .execute(&mut database)
+    .await;
+    assert!(refused.is_err(), "postgres logs what it refuses");
+
+    let scope = Scope {
+        services: vec![Service::Postgres],
+        since: None,
+    };
+    let history = topology.history_of(&scope).await?;
+    let lines: Vec<_> = history
+        .events
+        .iter()
+        .filter_map(|event| match &event.what {
+            What::Log { service, line } => Some((*service, line.as_str())),
+            _ => None,
+        })
+        .collect();
+    assert!(
+        lines.iter().all(|(service, _)| *service == Service::Postgres),
+        "{lines:?}"
+    );
+    let statement = lines
+        .iter()
+        .find(|(_, line)| line.contains("SELECT no_such_column"));
+    let (_, statement) = statement.context("postgres did not log the statement that it refused")?;
+    assert!(statement.contains("AS \"[secret]\""), "{statement}");
+    assert!(lines.iter().all(|(_, line)| !line.contains(&secret)), "{lines:?}");
+    Ok(())
+}
