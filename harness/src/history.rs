@@ -13,7 +13,7 @@ use crate::clock::Rate;
 
 pub(crate) use deeds::{Deeds, now_us};
 pub use event::{Connection, Event, Kind, What};
-pub use excerpt::{Excerpt, Window};
+pub use excerpt::{Excerpt, Whole, Window};
 pub(crate) use read::CHANNEL;
 pub use read::Scope;
 pub use row::{Health, NodeRow, Status};

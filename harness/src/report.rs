@@ -16,7 +16,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 use crate::history::{History, Kind};
 use scale::Scale;
 
-pub use keep::Timeline;
+pub use keep::{Timeline, write_private};
 pub(crate) use keep::{test_name, write};
 
 const STYLE: &str = include_str!("report/style.css");

@@ -98,6 +98,29 @@ impl fmt::Display for History {
     }
 }
 
+/// A history as text with every line of every log that it holds.
+#[derive(Debug, Clone)]
+pub struct Whole<'a>(&'a History);
+
+impl History {
+    /// All of it.
+    pub fn whole(&self) -> Whole<'_> {
+        Whole(self)
+    }
+}
+
+impl fmt::Display for Whole<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.events.is_empty() {
+            f.write_str("  nothing has happened\n")?;
+        }
+        for event in &self.0.events {
+            self.0.write_event(f, event)?;
+        }
+        self.0.write_end(f, 0)
+    }
+}
+
 impl Excerpt<'_> {
     fn shows(&self, event: &Event) -> bool {
         let inside = self.windows.iter().any(|window| window.holds(event.at_us));
@@ -211,13 +234,19 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_history_tells_what_it_leaves_out_and_what_it_lacks() {
+    fn a_history_tells_what_it_leaves_out_and_what_it_lacks() {
         let events = vec![deed(5, "seeded"), line(7, Service::PlatformApi, "listens")];
         let history = History::new(Rate::FAST, events).lacking(["the log of whisper: no answer".to_owned()]);
         assert_eq!(
             history.to_string(),
             "     0.000 s     0.0 s  harness  seeded\n  \
              (log lines and connections that are not shown: 1)\n  \
+             missing: the log of whisper: no answer\n"
+        );
+        assert_eq!(
+            history.whole().to_string(),
+            "     0.000 s     0.0 s  harness  seeded\n     \
+             0.000 s     0.0 s  log      platform-api | listens\n  \
              missing: the log of whisper: no answer\n"
         );
     }

@@ -74,9 +74,6 @@ fn patterns() -> Markup {
                 line .stroke x1="0" y1="0" x2="0" y2="8" {}
                 line .stroke x1="0" y1="0" x2="8" y2="0" {}
             }
-            pattern id="dotted" width="6" height="6" patternUnits="userSpaceOnUse" {
-                circle .dot cx="2" cy="2" r="1" {}
-            }
         }
     }
 }
@@ -182,7 +179,6 @@ fn pattern(look: Look) -> Option<&'static str> {
     match look {
         Look::Status(Status::Degraded) | Look::Fault | Look::Harmed => Some("striped"),
         Look::Status(Status::Failed) => Some("crossed"),
-        Look::Failing => Some("dotted"),
         _ => None,
     }
 }

@@ -106,6 +106,21 @@ fn keep(directory: &Path, name: &str, page: &str) -> io::Result<PathBuf> {
     Ok(path)
 }
 
+/// Writes a page that its owner alone may read, in place of what is there.
+///
+/// # Errors
+/// As the system has it; what was there then stays.
+pub fn write_private(path: &Path, page: &str) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    // Made with mode 0600, and gone again should this fail.
+    let mut file = tempfile::Builder::new()
+        .prefix(".timeline-")
+        .tempfile_in(directory.unwrap_or(Path::new(".")))?;
+    file.write_all(page.as_bytes())?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
 fn remove_oldest(directory: &Path, newest: &Path) -> io::Result<()> {
     let mut pages: Vec<(SystemTime, PathBuf)> = Vec::new();
     for entry in std::fs::read_dir(directory)?.flatten() {

@@ -301,12 +301,19 @@ fn logs(history: &History) -> BTreeMap<Service, Vec<Mark>> {
             services.entry(*service).or_default().push(Mark {
                 extent: Extent::At(event.at_us),
                 look: Look::Line,
-                text: line.clone(),
+                text: said(line),
                 event: Some(place),
             });
         }
     }
     services
+}
+
+/// What a line says: where it is a JSON document, its message.
+fn said(line: &str) -> String {
+    let document: Value = serde_json::from_str(line).unwrap_or_default();
+    let message = ["message", "msg"].iter().find_map(|key| document[key].as_str());
+    message.unwrap_or(line).to_owned()
 }
 
 /// Spreads marks over lanes so that those of a time lie side by side; the first lane has the label.

@@ -152,7 +152,7 @@ fn webhooks_and_cloud_calls_go_by_their_type() {
     let call = record(Caller::Cloud, "/v2/droplets", json!({ "name": "x" }));
     let line = What::Log {
         service: Service::Whisper,
-        line: "ready".into(),
+        line: r#"{"level":"INFO","message":"ready"}"#.into(),
     };
     assert_eq!(
         shown(
