@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use pretty_assertions::assert_eq;
-use wopr_harness::clock::polls;
+use wopr_harness::clock::{polls, seconds};
 use wopr_harness::fault::{Stream, Toxic};
 use wopr_harness::history::Status::Failed;
-use wopr_harness::history::{Scope, What};
+use wopr_harness::history::{NodeRow, Scope, What};
 use wopr_harness::machine::Role;
 use wopr_harness::report::Timeline;
+use wopr_harness::seed::{self, NodeId, NodeSpec};
 use wopr_harness::testing::topology;
-use wopr_harness::watch::{WatchError, status};
+use wopr_harness::watch::{Condition, WatchError, status};
 use wopr_harness::{GPU, Service, Topology, VPS};
 
 /// The page that an error names, and its path.
@@ -74,6 +75,74 @@ async fn a_wait_in_vain_leaves_a_page_with_the_node_the_fault_and_platform_apis_
     );
     assert_eq!(path.metadata()?.permissions().mode() & 0o777, 0o600);
     assert_no_secret(&topology, &[&text, &page]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_breach_of_the_contract_leaves_a_page_as_well() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let watch = topology.watch(&node).await?;
+    let mut database = topology.database().await?;
+    let forged = "UPDATE gpu_nodes SET status = 'failed'";
+    sqlx::raw_sql("UPDATE gpu_nodes SET status = 'active'")
+        .execute(&mut database)
+        .await?;
+    sqlx::raw_sql(forged).execute(&mut database).await?;
+
+    let error = watch.conclude().await.err().context("the oracle allowed it")?;
+    let (path, page) = page(&error)?;
+    let text = error.to_string();
+    let breach = "nothing led from Active to Failed";
+    assert!(text.contains(breach) && page.contains(breach), "{text}");
+    assert!(text.ends_with(&format!("timeline: {}", path.display())), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn versions_of_a_row_that_are_written_at_once_are_seen_one_by_one() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+    let mut database = topology.database().await?;
+    let at_once = "DO $$ BEGIN FOR number IN 1..50 LOOP \
+         UPDATE gpu_nodes SET last_error = number::text; END LOOP; END $$";
+    sqlx::raw_sql(at_once).execute(&mut database).await?;
+
+    for number in 1..=50 {
+        let number = number.to_string();
+        let has_come = Condition::new(format!("version {number}"), move |row: &NodeRow| {
+            row.last_error.as_deref() == Some(number.as_str())
+        });
+        watch.until(has_come).within(polls(1)).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_version_that_becomes_visible_after_a_newer_one_of_another_node_is_not_missed() -> Result<()> {
+    let topology = topology().await;
+    topology.seed_gpu_node().await?;
+    let late: NodeId = "late".parse()?;
+    seed::write(&topology, &NodeSpec::at(late.clone(), topology.address(&GPU))).await?;
+    let mut watch = topology.watch(&late).await?;
+    let (mut slow, mut quick) = (topology.database().await?, topology.database().await?);
+    sqlx::raw_sql("BEGIN; UPDATE gpu_nodes SET last_error = 'at last' WHERE id = 'late'")
+        .execute(&mut slow)
+        .await?;
+    sqlx::raw_sql("UPDATE gpu_nodes SET last_error = 'at once' WHERE id <> 'late'")
+        .execute(&mut quick)
+        .await?;
+    let is_there = || {
+        Condition::new("the late version", |row: &NodeRow| {
+            row.last_error.as_deref() == Some("at last")
+        })
+    };
+    // By its end the watch has looked at what the other wrote.
+    let too_early = watch.until(is_there()).within(seconds(1.0)).await;
+    assert!(too_early.is_err(), "it is not committed yet: {too_early:?}");
+    sqlx::raw_sql("COMMIT").execute(&mut slow).await?;
+    watch.until(is_there()).within(polls(1)).await?;
     Ok(())
 }
 

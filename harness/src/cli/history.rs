@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use wopr_harness::history::Scope;
@@ -46,6 +46,11 @@ impl History {
             .map(|(machine, name)| format!("In effect now, whenever it began: {name} (held by {machine})."));
         let notes: Vec<String> = notes.collect();
         let Some(file) = self.html else {
+            let zero = UNIX_EPOCH + Duration::from_micros(u64::try_from(history.zero_us())?);
+            say!(
+                "zero is {} by this host's clock",
+                humantime::format_rfc3339_millis(zero)
+            );
             say!("{}", history.whole().to_string().trim_end());
             notes.iter().for_each(|note| say!("  {note}"));
             return Ok(ExitCode::SUCCESS);
