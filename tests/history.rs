@@ -124,7 +124,9 @@ async fn a_version_that_becomes_visible_after_a_newer_one_of_another_node_is_not
     let topology = topology().await;
     topology.seed_gpu_node().await?;
     let late: NodeId = "late".parse()?;
-    seed::write(&topology, &NodeSpec::at(late.clone(), topology.address(&GPU))).await?;
+    // Failed: no poll writes the row again.
+    let spec = NodeSpec::at(late.clone(), topology.address(&GPU)).status("failed");
+    seed::write(&topology, &spec).await?;
     let mut watch = topology.watch(&late).await?;
     let (mut slow, mut quick) = (topology.database().await?, topology.database().await?);
     sqlx::raw_sql("BEGIN; UPDATE gpu_nodes SET last_error = 'at last' WHERE id = 'late'")

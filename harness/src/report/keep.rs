@@ -95,12 +95,7 @@ fn keep(directory: &Path, name: &str, page: &str) -> io::Result<PathBuf> {
         .create(directory)?;
     let directory = directory.canonicalize()?;
     let path = directory.join(name);
-    // Made with mode 0600, and gone again should this fail.
-    let mut file = tempfile::Builder::new()
-        .prefix(".timeline-")
-        .tempfile_in(&directory)?;
-    file.write_all(page.as_bytes())?;
-    file.persist(&path).map_err(|error| error.error)?;
+    write_private(&path, page)?;
     // The page is there: that an older one would not go is not its concern.
     let _ = remove_oldest(&directory, &path);
     Ok(path)
@@ -174,7 +169,11 @@ mod tests {
     #[test]
     fn a_page_is_its_owners_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let path = keep(&dir.path().join("new"), "a-3f2a10.html", "page").unwrap();
+        let new = dir.path().join("new");
+        let path = keep(&new, "a-3f2a10.html", "older").unwrap();
+        // Whatever the process's umask makes of new files, and whatever was there.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        keep(&new, "a-3f2a10.html", "page").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "page");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(
