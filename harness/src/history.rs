@@ -15,7 +15,7 @@ pub(crate) use deeds::{Deeds, now_us};
 pub use event::{Connection, Event, Kind, What};
 pub use excerpt::{Excerpt, Whole, Window};
 pub(crate) use read::CHANNEL;
-pub use read::Scope;
+pub use read::{Scope, UNRECORDED};
 pub use row::{Health, NodeRow, Status};
 
 /// Everything that happened, in order.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use wopr_harness::history::Scope;
+use wopr_harness::history::{Scope, UNRECORDED};
 use wopr_harness::report::{self, Meta};
 use wopr_harness::service::Service;
 use wopr_harness::topology::Topology;
@@ -44,7 +44,10 @@ impl History {
         let notes = faults
             .iter()
             .map(|(machine, name)| format!("In effect now, whenever it began: {name} (held by {machine})."));
-        let notes: Vec<String> = notes.collect();
+        let mut notes: Vec<String> = notes.collect();
+        if history.gaps.iter().any(|gap| gap == UNRECORDED) {
+            notes.push("From now on versions of rows are recorded.".to_owned());
+        }
         let Some(file) = self.html else {
             let zero = UNIX_EPOCH + Duration::from_micros(u64::try_from(history.zero_us())?);
             say!(

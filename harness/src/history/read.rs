@@ -22,6 +22,9 @@ pub(crate) const CHANNEL: &str = "wopr_harness";
 /// A source that a failing test cannot wait for any longer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The gap of a history that was read before anything recorded row versions.
+pub const UNRECORDED: &str = "versions of rows, which nothing has recorded yet";
+
 /// What a history is read from, beside the rows, the recorder, the sidecar and the harness's own notes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
@@ -130,9 +133,7 @@ impl Topology {
 
     async fn all_rows(&self, secrets: &Secrets) -> Result<Told, TopologyError> {
         if !self.records_rows().await? {
-            return Ok(Told::nothing(
-                "versions of rows, which nothing has recorded yet".to_owned(),
-            ));
+            return Ok(Told::nothing(UNRECORDED.to_owned()));
         }
         let versions = self.row_versions(0, None).await?;
         let mut events: Vec<_> = versions.into_iter().map(|(_, event)| event).collect();
