@@ -92,12 +92,16 @@ impl Engine {
             .map_err(EngineError::call(format!("read the log of {name}")))?;
         let mut lines = join(pieces);
         lines.retain(|line| line.at >= since);
-        let before = lines.len().saturating_sub(most);
-        lines.drain(..before);
-        Ok(Log {
-            lines,
-            is_cut: before > 0,
-        })
+        Ok(last(lines, most))
+    }
+}
+
+fn last(mut lines: Vec<LogLine>, most: usize) -> Log {
+    let before = lines.len().saturating_sub(most);
+    lines.drain(..before);
+    Log {
+        lines,
+        is_cut: before > 0,
     }
 }
 
@@ -207,5 +211,16 @@ mod tests {
     #[test]
     fn what_has_no_stamp_is_passed_over() {
         assert_eq!(join([out("no stamp\n"), out("")]), []);
+    }
+
+    #[test]
+    fn of_too_many_lines_the_last_are_kept_and_that_is_told() {
+        let all: Vec<_> = (0..3).map(|number| line(number, "line")).collect();
+        let cut = Log {
+            lines: all[1..].to_vec(),
+            is_cut: true,
+        };
+        assert_eq!(last(all.clone(), 2), cut);
+        assert!(!last(all, 3).is_cut);
     }
 }
