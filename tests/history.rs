@@ -2,20 +2,29 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use pretty_assertions::assert_eq;
 use wopr_harness::clock::{polls, seconds};
 use wopr_harness::fault::{Stream, Toxic};
 use wopr_harness::history::Status::Failed;
-use wopr_harness::history::{NodeRow, Scope, What};
+use wopr_harness::history::{History, NodeRow, Scope, What};
 use wopr_harness::machine::Role;
 use wopr_harness::report::Timeline;
 use wopr_harness::seed::{self, NodeId, NodeSpec};
 use wopr_harness::testing::topology;
 use wopr_harness::watch::{Condition, WatchError, status};
 use wopr_harness::{GPU, Service, Topology, VPS};
+
+/// When each log line of a history was written, in microseconds since 1970, and the line.
+fn lines(history: &History) -> Vec<(i64, Service, &str)> {
+    let lines = history.events.iter().filter_map(|event| match &event.what {
+        What::Log { service, line } => Some((event.at_us, *service, line.as_str())),
+        _ => None,
+    });
+    lines.collect()
+}
 
 /// The page that an error names, and its path.
 fn page(error: &WatchError) -> Result<(PathBuf, String)> {
@@ -199,6 +208,27 @@ async fn the_connections_of_a_link_with_a_toxic_are_in_its_history() -> Result<(
 }
 
 #[tokio::test]
+async fn what_was_written_for_the_test_before_is_not_in_a_history() -> Result<()> {
+    let before = topology().await;
+    // It says that it listens.
+    before.restart(Service::PlatformApi).await?;
+    assert!(!lines(&before.history().await?).is_empty());
+    before.give_back().await?;
+
+    let begun = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?;
+    let topology = topology().await;
+    topology.restart(Service::PlatformApi).await?;
+    let history = topology.history().await?;
+    assert!(!lines(&history).is_empty());
+    assert!(
+        lines(&history).iter().all(|(at, _, _)| *at >= begun),
+        "{}",
+        history.whole()
+    );
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_history_holds_the_lines_of_the_services_that_it_was_asked_for_and_no_secret() -> Result<()> {
     let topology = topology().await;
     // Said by postgres as it is sent, and never to be read as it was sent.
@@ -219,23 +249,19 @@ async fn a_history_holds_the_lines_of_the_services_that_it_was_asked_for_and_no_
         since: None,
     };
     let history = topology.history_of(&scope).await?;
-    let lines: Vec<_> = history
-        .events
-        .iter()
-        .filter_map(|event| match &event.what {
-            What::Log { service, line } => Some((*service, line.as_str())),
-            _ => None,
-        })
-        .collect();
+    let lines = lines(&history);
     assert!(
-        lines.iter().all(|(service, _)| *service == Service::Postgres),
+        lines.iter().all(|(_, service, _)| *service == Service::Postgres),
         "{lines:?}"
     );
     let statement = lines
         .iter()
-        .find(|(_, line)| line.contains("SELECT no_such_column"));
-    let (_, statement) = statement.context("postgres did not log the statement that it refused")?;
+        .find(|(_, _, line)| line.contains("SELECT no_such_column"));
+    let (_, _, statement) = statement.context("postgres did not log the statement that it refused")?;
     assert!(statement.contains("AS \"[secret]\""), "{statement}");
-    assert!(lines.iter().all(|(_, line)| !line.contains(&secret)), "{lines:?}");
+    assert!(
+        lines.iter().all(|(_, _, line)| !line.contains(&secret)),
+        "{lines:?}"
+    );
     Ok(())
 }

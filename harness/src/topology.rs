@@ -14,9 +14,11 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
 
 pub use boot::Builder;
+pub(crate) use boot::{Claim, Plan};
 pub use error::TopologyError;
 pub use health::{HEALTH_PATIENCE, ServiceHealth};
-pub use remains::{Leftovers, Listed, Owner, Volumes, list, remove_by_hand, sweep};
+pub(crate) use remains::Remains;
+pub use remains::{Leftovers, Listed, Owner, Sweep, Volumes, list, remove_by_hand, sweep};
 
 use tokio::sync::OnceCell;
 
@@ -30,7 +32,6 @@ use crate::machine::{GPU, MachineName, RunningMachine, Setting, VPS};
 use crate::seed::{NodeId, NodeSpec, SeedError};
 use crate::service::Service;
 use crate::settings::StackSettings;
-use remains::Remains;
 
 /// A running topology.
 ///

@@ -34,8 +34,8 @@ impl Told {
 }
 
 impl Topology {
-    /// What a service wrote, from a time on, or else since its machine's container was made. The engine's
-    /// stamps date the lines: its clock is the host's.
+    /// What a service wrote, from a time on, or else since its machine's container was made, and nothing
+    /// from before this lease. The engine's stamps date the lines: its clock is the host's.
     pub(super) async fn log_of(
         &self,
         service: Service,
@@ -45,7 +45,7 @@ impl Topology {
         let read = async {
             let machine = self.machine_of(service);
             let boot = machine.state().await?.and_then(|state| state.created);
-            let since = since.max(boot).unwrap_or(UNIX_EPOCH);
+            let since = since.max(boot).max(self.deeds().since()).unwrap_or(UNIX_EPOCH);
             machine
                 .engine()
                 .log_since(&service.container(), since, MOST)

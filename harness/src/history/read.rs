@@ -30,7 +30,8 @@ pub const UNRECORDED: &str = "versions of rows, which nothing has recorded yet";
 pub struct Scope {
     /// The services whose log lines it holds.
     pub services: Vec<Service>,
-    /// Nothing from before; unless given, log lines are those since the boot, and all else is there.
+    /// Nothing from before; unless given, log lines are those since the boot or the lease, and all else is
+    /// there.
     pub since: Option<SystemTime>,
 }
 
@@ -59,7 +60,7 @@ impl Topology {
     }
 
     /// Everything that has happened until now, with platform-api's log: row versions since the first watch,
-    /// and all the rest since the boot. A log that cannot be read is one of its gaps.
+    /// and all the rest since the boot or the lease. A log that cannot be read is one of its gaps.
     ///
     /// # Errors
     /// [`TopologyError`] when database or recorder cannot be read.

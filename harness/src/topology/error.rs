@@ -83,6 +83,9 @@ pub enum TopologyError {
     /// platform-api's clock.
     #[error(transparent)]
     Clock(#[from] crate::clock::ClockError),
+    /// A setting in the environment.
+    #[error(transparent)]
+    Environment(#[from] crate::env::BadNumber),
     /// local/.env.
     #[error(transparent)]
     ByHand(#[from] crate::by_hand::ByHandError),
@@ -105,7 +108,7 @@ pub enum TopologyError {
         /// Its id.
         topology: String,
         /// What is left.
-        leftovers: Leftovers,
+        leftovers: Box<Leftovers>,
     },
 }
 
