@@ -5,6 +5,7 @@ pub mod by_hand;
 pub mod clock;
 pub mod control;
 pub mod dirs;
+pub mod disk;
 pub mod doctor;
 pub mod engine;
 pub mod env;

@@ -14,6 +14,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
 
 pub use boot::Builder;
+pub use boot::idle_time;
 pub(crate) use boot::{Claim, Plan};
 pub use error::TopologyError;
 pub use health::{HEALTH_PATIENCE, ServiceHealth};

@@ -16,6 +16,7 @@ use crate::by_hand;
 use crate::clock::{self, Rate};
 use crate::control::Control;
 use crate::dirs::{self, Dirs};
+use crate::disk;
 use crate::engine::{Engine, Lan, Privilege};
 use crate::history::Deeds;
 use crate::image::{self, ImageSet};
@@ -167,7 +168,7 @@ impl Builder {
 ///
 /// # Errors
 /// [`BadNumber`](crate::env::BadNumber).
-fn idle_time() -> Result<Duration, crate::env::BadNumber> {
+pub fn idle_time() -> Result<Duration, crate::env::BadNumber> {
     Ok(Duration::from_secs(
         crate::env::number("WOPR_POOL_IDLE")?.unwrap_or(60),
     ))
@@ -299,7 +300,9 @@ impl Plan {
     ) -> Result<Topology, TopologyError> {
         let (dirs, engine) = (&self.dirs, &self.engine);
         models::check(&self.models, &self.settings.of(Role::Gpu))?;
-        let privilege = privilege::find(engine, dirs, &self.set.machine, &self.progress).await?;
+        let info = engine.info().await?;
+        disk::check(&info.root, disk::for_boot()?, "two machines")?;
+        let privilege = privilege::find(engine, &info, dirs, &self.set.machine, &self.progress).await?;
         let task = self.progress.begin("booting two machines");
         let swept = sweep_for_a_while(engine, dirs, self.idle);
         let mut setting = self.setting(claim.topology, control, privilege);

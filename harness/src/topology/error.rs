@@ -83,6 +83,9 @@ pub enum TopologyError {
     /// platform-api's clock.
     #[error(transparent)]
     Clock(#[from] crate::clock::ClockError),
+    /// The disk has no room for two machines.
+    #[error(transparent)]
+    Disk(#[from] crate::disk::DiskFull),
     /// A setting in the environment.
     #[error(transparent)]
     Environment(#[from] crate::env::BadNumber),
