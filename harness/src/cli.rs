@@ -9,6 +9,7 @@ mod bars;
 mod bench;
 mod doctor;
 mod fault;
+mod history;
 mod images;
 mod inspect;
 mod logs;
@@ -70,6 +71,8 @@ enum Command {
     Heal,
     /// Show what happens to the nodes, as it happens.
     Watch,
+    /// Show what has happened: the nodes' rows, webhooks, cloud calls, connections and log lines.
+    History(history::History),
     /// Measure boots, and print a table.
     Bench(bench::Bench),
 }
@@ -105,6 +108,7 @@ pub(crate) async fn run() -> ExitCode {
         Command::Faults => fault::list().await,
         Command::Heal => fault::heal().await,
         Command::Watch => fault::watch().await,
+        Command::History(history) => history.run().await,
         Command::Bench(bench) => bench.run().await,
     };
     match ended {

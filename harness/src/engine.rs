@@ -5,6 +5,7 @@ mod build;
 mod container;
 mod error;
 mod exec;
+mod log;
 mod network;
 mod ports;
 mod volume;
@@ -16,10 +17,11 @@ use bollard::Docker;
 
 pub use build::{BuildContext, BuildLine};
 pub use container::{
-    Access, ContainerSpec, ContainerState, Follow, HostPort, MountSource, MountSpec, PortMap, Privilege,
+    Access, ContainerSpec, ContainerState, HostPort, MountSource, MountSpec, PortMap, Privilege,
 };
 pub use error::EngineError;
 pub use exec::Output;
+pub use log::{Follow, Log, LogLine};
 pub(crate) use network::lock_file;
 pub use network::{Lan, SUBNET_RANGE};
 pub(crate) use ports::holder as port_holder;

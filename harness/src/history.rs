@@ -1,161 +1,81 @@
-//! What happened, on one timeline: every version of every row, webhooks, cloud calls, faults.
+//! What happened, on one timeline: every version of every row, webhooks, cloud calls, faults, connections
+//! through the sidecar, and what the services wrote.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+mod connections;
+mod deeds;
+mod event;
+mod excerpt;
+mod logs;
+mod read;
+mod row;
 
-use serde::Deserialize;
-use sqlx::{Connection as _, Row as _};
-use wopr_machine::protocol::{Caller, Record, Reply, Request};
-
-use crate::VPS;
 use crate::clock::Rate;
-use crate::topology::{Topology, TopologyError};
 
-/// The trigger that records row versions.
-pub(crate) const TRIGGER: &str = include_str!("../../fixtures/sql/history.sql");
-/// What the trigger notifies.
-pub(crate) const CHANNEL: &str = "wopr_harness";
-
-/// A node's status, as the contract names them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[expect(missing_docs, reason = "the contract's own words")]
-pub enum Status {
-    Provisioning,
-    Bootstrapping,
-    Active,
-    Degraded,
-    Failed,
-    Destroying,
-}
-
-/// Health of one service, as the watchdog writes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[expect(missing_docs, reason = "the contract's own words")]
-pub enum Health {
-    Ok,
-    Down,
-}
-
-/// A version of a node's row.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct NodeRow {
-    /// Its id.
-    pub id: String,
-    /// What the watchdog polls.
-    pub host: Option<String>,
-    /// Its droplet.
-    pub droplet_id: Option<String>,
-    /// Its status.
-    pub status: Status,
-    /// How far its set-up is.
-    pub provision_stage: String,
-    /// JSON in a text column.
-    pub service_health: Option<String>,
-    /// Epoch seconds of the last poll, in platform-api's time.
-    pub last_health_at: Option<i64>,
-    /// What went wrong.
-    pub last_error: Option<String>,
-    /// Epoch seconds of the last write, in platform-api's time.
-    pub updated_at: i64,
-}
-
-/// Writes of one poll are closer together than this, in seconds of platform-api's; polls are not.
-const ONE_POLL: i64 = 10;
-
-impl NodeRow {
-    /// Health of each service by its key; empty where nothing, or something else, is written.
-    pub fn health(&self) -> BTreeMap<String, Health> {
-        let text = self.service_health.as_deref().unwrap_or("{}");
-        serde_json::from_str(text).unwrap_or_default()
-    }
-
-    /// Whether this version, which came after `last`, is what a poll wrote. Each poll writes the health;
-    /// a change of status follows in a write of its own. A platform-api that dates good polls alone writes
-    /// the same again: that is told by the time since.
-    pub fn is_poll_after(&self, last: Option<&NodeRow>) -> bool {
-        let Some(last) = last else {
-            return self.service_health.is_some();
-        };
-        let found = self.last_health_at != last.last_health_at || self.service_health != last.service_health;
-        let again = self.status == last.status
-            && self.provision_stage == last.provision_stage
-            && self.updated_at - last.updated_at >= ONE_POLL;
-        self.service_health.is_some() && (found || again)
-    }
-
-    /// Whether every service of a poll was down.
-    pub fn is_silent(&self) -> bool {
-        let health = self.health();
-        !health.is_empty() && health.values().all(|health| *health == Health::Down)
-    }
-}
-
-/// Something that happened.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Event {
-    /// When, in microseconds since 1970 by the host's clock.
-    pub at_us: i64,
-    /// What.
-    pub what: What,
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq)]
-pub enum What {
-    /// A row was written; its version after that.
-    Row(Box<NodeRow>),
-    /// A row was deleted.
-    Deleted(String),
-    /// platform-api sent a webhook.
-    Webhook(Record),
-    /// platform-api called the cloud.
-    Cloud(Record),
-    /// The harness did something: a fault, a heal, a restart.
-    Deed(String),
-}
-
-/// What the harness did, as it notes it down. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Deeds(Arc<Mutex<Vec<Event>>>);
-
-impl Deeds {
-    /// Notes a deed, done now.
-    pub(crate) fn note(&self, what: impl Into<String>) {
-        let event = Event {
-            at_us: now_us(),
-            what: What::Deed(what.into()),
-        };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(event);
-    }
-
-    fn all(&self) -> Vec<Event> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-/// Microseconds since 1970.
-pub(crate) fn now_us() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
-}
+pub(crate) use deeds::{Deeds, now_us};
+pub use event::{Connection, Event, Kind, What};
+pub use excerpt::{Excerpt, Whole, Window};
+pub(crate) use read::CHANNEL;
+pub use read::{Scope, UNRECORDED};
+pub use row::{Health, NodeRow, Status};
 
 /// Everything that happened, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct History {
     rate: Rate,
-    /// The events.
+    /// The events, oldest first.
     pub events: Vec<Event>,
+    /// What it lacks, and why: each fit to follow "missing: ".
+    pub gaps: Vec<String>,
+}
+
+/// A moment of a history, in seconds since its zero; before that negative.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Moment {
+    /// In real time.
+    pub real: f64,
+    /// In platform-api's.
+    pub platform: f64,
 }
 
 impl History {
     /// A history of these events, which are brought into order.
     pub fn new(rate: Rate, mut events: Vec<Event>) -> Self {
         events.sort_by_key(|event| event.at_us);
-        Self { rate, events }
+        Self {
+            rate,
+            events,
+            gaps: Vec::new(),
+        }
+    }
+
+    /// The same, which lacks something.
+    #[must_use]
+    pub fn lacking(mut self, gaps: impl IntoIterator<Item = String>) -> Self {
+        self.gaps.extend(gaps);
+        self
+    }
+
+    /// How fast platform-api's time ran.
+    pub fn rate(&self) -> Rate {
+        self.rate
+    }
+
+    /// Where its time begins, in microseconds since 1970: at the first event that is not about what goes
+    /// on anyway, which log lines and connections are.
+    pub fn zero_us(&self) -> i64 {
+        let told = self.events.iter().find(|event| event.what.kind().is_told());
+        told.or(self.events.first()).map_or(0, |event| event.at_us)
+    }
+
+    /// A time of the host's clock, in microseconds since 1970, as a moment of this history.
+    pub fn moment(&self, at_us: i64) -> Moment {
+        #[expect(clippy::cast_precision_loss, reason = "a history is shorter than a century")]
+        let real = (at_us - self.zero_us()) as f64 / 1e6;
+        let whole = std::time::Duration::from_secs(1);
+        Moment {
+            real,
+            platform: real * self.rate.platform(whole).0.as_secs_f64(),
+        }
     }
 
     /// The versions of a node's row, with their times.
@@ -203,121 +123,6 @@ impl History {
             _ => false,
         });
         calls.count()
-    }
-}
-
-impl fmt::Display for History {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(first) = self.events.first() else {
-            return f.write_str("  nothing has happened\n");
-        };
-        for event in &self.events {
-            let since = u64::try_from(event.at_us - first.at_us).unwrap_or(0);
-            let since = std::time::Duration::from_micros(since);
-            let platform = self.rate.platform(since);
-            writeln!(
-                f,
-                "  {:>8.3} s  {:>8}  {}",
-                since.as_secs_f64(),
-                platform.to_string(),
-                event.what
-            )?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for What {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Row(row) => {
-                write!(f, "row      {} {:?}", row.id, row.status)?;
-                let health = row.service_health.as_deref().unwrap_or("never polled");
-                write!(f, " {health}")?;
-                if row.provision_stage != "done" {
-                    write!(f, " stage {}", row.provision_stage)?;
-                }
-                Ok(())
-            }
-            Self::Deleted(id) => write!(f, "row      {id} deleted"),
-            Self::Webhook(record) => write!(f, "webhook  {} → {:?}", record.body, record.status),
-            Self::Cloud(record) => {
-                write!(
-                    f,
-                    "cloud    {} {} {} → {:?}",
-                    record.method, record.path, record.body, record.status
-                )
-            }
-            Self::Deed(what) => write!(f, "harness  {what}"),
-        }
-    }
-}
-
-impl Topology {
-    /// Installs the trigger that records row versions; doing it again changes nothing.
-    pub(crate) async fn record_rows(&self) -> Result<(), TopologyError> {
-        let mut database = self.database().await?;
-        let installed = sqlx::raw_sql(TRIGGER).execute(&mut database).await;
-        installed.map_err(TopologyError::database("record the versions of gpu_nodes"))?;
-        database
-            .close()
-            .await
-            .map_err(TopologyError::database("close the connection to postgres"))
-    }
-
-    /// Everything that has happened until now: row versions since the first watch, and all the rest since
-    /// the boot.
-    ///
-    /// # Errors
-    /// [`TopologyError`] when database or recorder cannot be read.
-    pub async fn history(&self) -> Result<History, TopologyError> {
-        let mut events = self.deeds().all();
-        events.extend(self.row_versions(0).await?.into_iter().map(|(_, event)| event));
-        events.extend(self.records().await?);
-        Ok(History::new(self.rate(), events))
-    }
-
-    /// Row versions after a number.
-    pub(crate) async fn row_versions(&self, after: i64) -> Result<Vec<(i64, Event)>, TopologyError> {
-        let mut database = self.database().await?;
-        let query = "SELECT seq, at_us, node_id, version::text FROM wopr_harness.row_versions WHERE seq > $1 ORDER BY seq";
-        let rows = sqlx::query(query).bind(after).fetch_all(&mut database).await;
-        let rows = rows.map_err(TopologyError::database("read the versions of gpu_nodes"))?;
-        let event = |row: &sqlx::postgres::PgRow| {
-            let version: Option<String> = row.try_get("version")?;
-            let what = match version {
-                None => What::Deleted(row.try_get("node_id")?),
-                Some(text) => {
-                    let version =
-                        serde_json::from_str(&text).map_err(|error| sqlx::Error::Decode(error.into()))?;
-                    What::Row(Box::new(version))
-                }
-            };
-            Ok((
-                row.try_get("seq")?,
-                Event {
-                    at_us: row.try_get("at_us")?,
-                    what,
-                },
-            ))
-        };
-        let events: Result<_, sqlx::Error> = rows.iter().map(event).collect();
-        events.map_err(TopologyError::database("understand the versions of gpu_nodes"))
-    }
-
-    async fn records(&self) -> Result<Vec<Event>, TopologyError> {
-        let asked = self.control(&VPS).await?.ask(&Request::Records).await?;
-        let Reply::Records { records } = asked else {
-            return Ok(Vec::new());
-        };
-        let event = |record: Record| Event {
-            at_us: record.at_us,
-            what: match record.caller {
-                Caller::Webhook => What::Webhook(record),
-                Caller::Cloud => What::Cloud(record),
-            },
-        };
-        Ok(records.into_iter().map(event).collect())
     }
 }
 

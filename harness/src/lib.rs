@@ -20,6 +20,7 @@ pub mod pool;
 pub mod privilege;
 pub mod profile;
 pub mod progress;
+pub mod report;
 pub mod seed;
 pub mod service;
 pub mod settings;

@@ -8,7 +8,7 @@
 use std::fmt;
 
 use crate::clock::{PlatformTime, Rate, minutes, polls, seconds};
-use crate::history::{History, NodeRow, Status, What};
+use crate::history::{History, NodeRow, Status, What, Window};
 
 /// Silent polls in a row that degrade a node.
 const SILENT_POLLS: u32 = 2;
@@ -33,16 +33,34 @@ pub struct Judgement {
     history: Box<History>,
 }
 
+impl Judgement {
+    /// The history that was judged.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// A span round each breach, in which its cause may be seen.
+    pub fn windows(&self) -> Vec<Window> {
+        let round = |breach: &Breach| {
+            self.history
+                .window(breach.at_us, polls(3), breach.at_us, polls(1))
+        };
+        self.breaches.iter().map(round).collect()
+    }
+}
+
 impl fmt::Display for Judgement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the contract does not allow this history:\n")?;
-        let first = self.history.events.first().map_or(0, |event| event.at_us);
         for breach in &self.breaches {
-            #[expect(clippy::cast_precision_loss, reason = "shown to the millisecond")]
-            let at = (breach.at_us - first) as f64 / 1e6;
+            let at = self.history.moment(breach.at_us).real;
             writeln!(f, "  at {at:.3} s: {}", breach.what)?;
         }
-        write!(f, "the history:\n{}", self.history)
+        write!(
+            f,
+            "what happened round that:\n{}",
+            self.history.excerpt(&self.windows())
+        )
     }
 }
 
@@ -173,7 +191,9 @@ pub fn judge(rate: Rate, history: &History, node: &str) -> Result<(), Judgement>
             _ => {}
         }
     }
-    let end = history.events.last().map_or(0, |event| event.at_us);
+    // Not a log line, which may be newer than the rows that were read before it.
+    let told = history.events.iter().rfind(|event| event.what.kind().is_told());
+    let end = told.map_or(0, |event| event.at_us);
     if model
         .due
         .is_some_and(|due| end - due.since > model.micros(polls(1)))

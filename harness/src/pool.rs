@@ -130,7 +130,10 @@ async fn take(plan: &Plan, member: Member) -> Option<Lease> {
     let (remains, kept) = member.take(plan)?;
     let id = kept.id.clone();
     match plan.attach(&id, kept.addresses, remains).await {
-        Ok(topology) => Some(Lease::of_the_pool(topology, kept.baseline)),
+        Ok(topology) => {
+            topology.deeds().begin();
+            Some(Lease::of_the_pool(topology, kept.baseline))
+        }
         Err(error) => {
             eprintln!("wopr: topology {id} of the pool is removed: {error}");
             None

@@ -1,6 +1,8 @@
 //! Settings of the two stacks as tests run them: made once per user from local/*/.env.example, with
 //! secrets of their own, so that no test sees what is in a person's `.env`.
 
+mod secrets;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -10,6 +12,8 @@ use wopr_machine::paths::{self, STACK_ENV};
 
 use crate::dirs::{Dirs, DirsError};
 use crate::machine::Role;
+
+pub use secrets::{MASK, Secrets, is_secret};
 
 /// Why settings could not be had.
 #[derive(Debug, thiserror::Error)]

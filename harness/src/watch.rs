@@ -1,13 +1,16 @@
 //! Waiting for what platform-api does about a node: by listening to the database, in platform-api's time.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::time::{Instant, timeout_at};
 
-use crate::clock::{POLL, PlatformTime};
+use crate::clock::{PlatformTime, polls};
 use crate::fault::{Answer, Caller};
-use crate::history::{CHANNEL, Event, Health, History, NodeRow, Status, What};
+use crate::history::{CHANNEL, Event, Health, History, NodeRow, Status, What, Window, now_us};
+use crate::oracle::{self, Breach, Judgement};
+use crate::report::{self, Failing, Meta, Timeline};
 use crate::seed::NodeId;
 use crate::topology::{Topology, TopologyError};
 
@@ -17,6 +20,9 @@ const GRACE: Duration = Duration::from_secs(3);
 
 /// A service that was stopped starts in under a second, and the next poll finds it.
 const CONVERGENCE: PlatformTime = PlatformTime(Duration::from_secs(30 * 6));
+
+/// What came before a wait that ends in vain, and may be why: two polls.
+const BEFORE: PlatformTime = PlatformTime(Duration::from_secs(30 * 2));
 
 /// Why waiting ended without what was waited for.
 #[derive(Debug, thiserror::Error)]
@@ -28,10 +34,18 @@ pub enum WatchError {
     #[error(transparent)]
     Fault(#[from] Box<crate::fault::FaultError>),
     /// The contract does not allow what happened.
-    #[error(transparent)]
-    Breach(#[from] crate::oracle::Judgement),
+    #[error("{judgement}{timeline}")]
+    Breach {
+        /// What it does not allow.
+        judgement: Judgement,
+        /// The history as a page.
+        timeline: Timeline,
+    },
     /// It did not happen.
-    #[error("{what} did not happen to {node} within {within} of platform-api's time; what did:\n{history}")]
+    #[error(
+        "{what} did not happen to {node} within {within} of platform-api's time; what did:\n{}{timeline}",
+        .history.excerpt(&[*.window])
+    )]
     TimedOut {
         /// What was waited for.
         what: String,
@@ -41,6 +55,10 @@ pub enum WatchError {
         within: PlatformTime,
         /// What happened instead.
         history: Box<History>,
+        /// The wait, and a little before it.
+        window: Window,
+        /// The same as a page.
+        timeline: Timeline,
     },
 }
 
@@ -89,7 +107,12 @@ pub fn all_down() -> Condition {
 pub struct Events<'a> {
     topology: &'a Topology,
     listener: PgListener,
+    /// The one node, or all.
+    node: Option<NodeId>,
+    /// Number of the last row version that was read.
     seen: i64,
+    /// Read, and not yet asked for.
+    read: VecDeque<Event>,
 }
 
 impl Topology {
@@ -98,13 +121,18 @@ impl Topology {
     /// # Errors
     /// [`TopologyError::Database`].
     pub async fn events(&self) -> Result<Events<'_>, TopologyError> {
+        self.events_of(None).await
+    }
+
+    async fn events_of(&self, node: Option<NodeId>) -> Result<Events<'_>, TopologyError> {
         self.record_rows().await?;
         let listener = self.listen().await?;
-        let seen = self.row_versions(0).await?.last().map_or(0, |(seq, _)| *seq);
         Ok(Events {
             topology: self,
             listener,
-            seen,
+            node,
+            seen: self.newest_version().await?,
+            read: VecDeque::new(),
         })
     }
 
@@ -126,16 +154,31 @@ impl Events<'_> {
     /// [`TopologyError::Database`].
     pub async fn next(&mut self) -> Result<Event, TopologyError> {
         loop {
-            if let Some((seq, event)) = self.topology.row_versions(self.seen).await?.into_iter().next() {
-                self.seen = seq;
+            if let Some(event) = self.written().await? {
                 return Ok(event);
             }
-            // `None` is a connection that was opened anew: then we look again as well.
-            self.listener
-                .try_recv()
-                .await
-                .map_err(TopologyError::database("listen to the database"))?;
+            self.until_told().await?;
         }
+    }
+
+    /// The next event that is in the database already.
+    async fn written(&mut self) -> Result<Option<Event>, TopologyError> {
+        if self.read.is_empty() {
+            let node = self.node.as_ref().map(NodeId::as_str);
+            for (seq, event) in self.topology.row_versions(self.seen, node).await? {
+                self.seen = seq;
+                self.read.push_back(event);
+            }
+        }
+        Ok(self.read.pop_front())
+    }
+
+    /// Until the database tells of a new version. A connection that broke is opened anew, and that counts as
+    /// being told: something may have been missed.
+    async fn until_told(&mut self) -> Result<(), TopologyError> {
+        let told = self.listener.try_recv().await;
+        told.map(drop)
+            .map_err(TopologyError::database("listen to the database"))
     }
 }
 
@@ -143,9 +186,7 @@ impl Events<'_> {
 pub struct Watch<'a> {
     topology: &'a Topology,
     node: NodeId,
-    listener: PgListener,
-    /// Number of the last row version that was looked at.
-    seen: i64,
+    events: Events<'a>,
     /// Last version of the row, polls told apart by it.
     last: Option<NodeRow>,
 }
@@ -156,14 +197,10 @@ impl Topology {
     /// # Errors
     /// [`WatchError::Topology`].
     pub async fn watch(&self, node: &NodeId) -> Result<Watch<'_>, WatchError> {
-        self.record_rows().await?;
-        let listener = self.listen().await?;
-        let seen = self.row_versions(0).await?.last().map_or(0, |(seq, _)| *seq);
         Ok(Watch {
             topology: self,
             node: node.clone(),
-            listener,
-            seen,
+            events: self.events_of(Some(node.clone())).await?,
             last: None,
         })
     }
@@ -183,14 +220,11 @@ impl<'a> Watch<'a> {
     /// # Errors
     /// [`WatchError::TimedOut`] when none comes in two intervals.
     pub async fn next_poll(&mut self) -> Result<NodeRow, WatchError> {
-        let deadline = self.deadline(PlatformTime(POLL.0 * 2));
+        let wait = self.wait(polls(2));
         loop {
             let before = self.last.clone();
-            let row = self.next_row(deadline).await?;
-            let Some(row) = row else {
-                return Err(self
-                    .timed_out("a poll".to_owned(), PlatformTime(POLL.0 * 2))
-                    .await?);
+            let Some(row) = self.next_row(&wait).await? else {
+                return Err(self.timed_out("a poll".to_owned(), wait).await);
             };
             if row.is_poll_after(before.as_ref()) {
                 return Ok(row);
@@ -228,7 +262,11 @@ impl<'a> Watch<'a> {
         for caller in [Caller::Webhook, Caller::Cloud] {
             self.topology.answer(caller, Answer::Well).await?;
         }
-        self.topology.heal_all().await.map_err(Box::new)?;
+        let healed = self.topology.heal_all().await.map_err(Box::new)?;
+        let names: BTreeSet<_> = healed.into_iter().map(|(_, name)| name).collect();
+        for name in names {
+            self.topology.deeds().note(format!("healed: {name}"));
+        }
         let failed = |history: &History, node: &NodeId| {
             history.statuses(node.as_str()).last() == Some(&Status::Failed)
         };
@@ -238,44 +276,85 @@ impl<'a> Watch<'a> {
             self.next_poll().await?;
         }
         let history = self.history().await?;
-        crate::oracle::judge(self.topology.rate(), &history, self.node.as_str())?;
-        Ok(history)
+        match oracle::judge(self.topology.rate(), &history, self.node.as_str()) {
+            Ok(()) => Ok(history),
+            Err(judgement) => Err(self.breach(judgement).await),
+        }
     }
 
-    fn deadline(&self, within: PlatformTime) -> Instant {
-        Instant::now() + self.topology.rate().real(within) + GRACE
+    fn wait(&self, within: PlatformTime) -> Wait {
+        Wait {
+            within,
+            began_us: now_us(),
+            deadline: Instant::now() + self.topology.rate().real(within) + GRACE,
+        }
     }
 
     /// The next version of the node's row; `None` at the deadline.
-    async fn next_row(&mut self, deadline: Instant) -> Result<Option<NodeRow>, WatchError> {
+    async fn next_row(&mut self, wait: &Wait) -> Result<Option<NodeRow>, WatchError> {
         loop {
-            for (seq, Event { what, .. }) in self.topology.row_versions(self.seen).await? {
-                self.seen = seq;
-                if let What::Row(row) = what
-                    && row.id == self.node.as_str()
-                {
+            while let Some(Event { what, .. }) = self.events.written().await? {
+                if let What::Row(row) = what {
                     self.last = Some(*row.clone());
                     return Ok(Some(*row));
                 }
             }
-            // A connection that broke is opened anew, and says so by `None`: then we look again as well.
-            match timeout_at(deadline, self.listener.try_recv()).await {
+            match timeout_at(wait.deadline, self.events.until_told()).await {
+                Ok(told) => told?,
                 Err(_) => return Ok(None),
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => return Err(TopologyError::database("listen to the database")(error).into()),
             }
         }
     }
 
-    async fn timed_out(&self, what: String, within: PlatformTime) -> Result<WatchError, WatchError> {
-        let history = Box::new(self.history().await?);
-        Ok(WatchError::TimedOut {
+    async fn timed_out(&self, what: String, wait: Wait) -> WatchError {
+        let ended_us = now_us();
+        let history = self.topology.evidence().await;
+        let window = history.window(wait.began_us, BEFORE, ended_us, polls(0));
+        let failing = Failing {
+            what: format!("{what} did not happen to {} within {}", self.node, wait.within),
+            from_us: wait.began_us,
+            at_us: ended_us,
+        };
+        let timeline = self.page(&history, vec![failing]).await;
+        WatchError::TimedOut {
             what,
             node: self.node.clone(),
-            within,
-            history,
-        })
+            within: wait.within,
+            history: Box::new(history),
+            window,
+            timeline,
+        }
     }
+
+    async fn page(&self, history: &History, failings: Vec<Failing>) -> Timeline {
+        let meta = Meta {
+            title: report::test_name(),
+            topology: self.topology.id().to_owned(),
+            failings,
+            notes: Vec::new(),
+        };
+        report::write(self.topology.dirs(), history.clone(), meta).await
+    }
+
+    /// A history that was judged, with every service's log for the reader.
+    async fn breach(&self, judgement: Judgement) -> WatchError {
+        let failing = |breach: &Breach| Failing {
+            what: breach.what.clone(),
+            from_us: breach.at_us,
+            at_us: breach.at_us,
+        };
+        let failings = judgement.breaches.iter().map(failing).collect();
+        let timeline = self.page(&self.topology.evidence().await, failings).await;
+        WatchError::Breach { judgement, timeline }
+    }
+}
+
+/// A wait under way.
+struct Wait {
+    within: PlatformTime,
+    /// In microseconds since 1970.
+    began_us: i64,
+    deadline: Instant,
 }
 
 /// A wait that has no limit yet.
@@ -291,12 +370,12 @@ impl Until<'_, '_> {
     /// # Errors
     /// [`WatchError::TimedOut`] with what happened instead.
     pub async fn within(self, limit: PlatformTime) -> Result<NodeRow, WatchError> {
-        let deadline = self.watch.deadline(limit);
-        while let Some(row) = self.watch.next_row(deadline).await? {
+        let wait = self.watch.wait(limit);
+        while let Some(row) = self.watch.next_row(&wait).await? {
             if (self.condition.holds)(&row) {
                 return Ok(row);
             }
         }
-        Err(self.watch.timed_out(self.condition.what, limit).await?)
+        Err(self.watch.timed_out(self.condition.what, wait).await)
     }
 }

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bollard::models::{ContainerStateStatusEnum, PortBinding};
 use bollard::query_parameters::{
     InspectContainerOptions, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
-    ListNetworksOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+    ListNetworksOptionsBuilder, ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder,
     RestartContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptions,
 };
-use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use futures_util::StreamExt as _;
 use sha2::{Digest as _, Sha256};
 use testcontainers::core::{AccessMode, CgroupnsMode, Host, Mount};
 use testcontainers::runners::AsyncRunner as _;
@@ -183,15 +183,6 @@ impl MountSpec {
     }
 }
 
-/// Whether a log is followed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Follow {
-    /// To the end of what is there.
-    No,
-    /// Until the container ends.
-    Yes,
-}
-
 /// What a container is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerState {
@@ -213,6 +204,8 @@ pub struct ContainerState {
     pub ports: BTreeMap<u16, u16>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// When it was made.
+    pub created: Option<SystemTime>,
 }
 
 impl Engine {
@@ -388,6 +381,7 @@ impl Engine {
         });
         Ok(Some(ContainerState {
             id: found.id.unwrap_or_default(),
+            created: found.created.map(SystemTime::from),
             image: found
                 .config
                 .as_ref()
@@ -572,39 +566,6 @@ impl Engine {
             Some(Err(error)) => Err(EngineError::call(format!("wait for {name}"))(error)),
             None => Ok(0),
         }
-    }
-
-    /// The lines that a container writes, from the last `tail` ones on; with [`Follow::Yes`] until it
-    /// ends.
-    pub fn log_lines(&self, name: &str, tail: usize, follow: Follow) -> impl Stream<Item = String> + use<> {
-        let options = LogsOptionsBuilder::new()
-            .stdout(true)
-            .stderr(true)
-            .follow(follow == Follow::Yes)
-            .tail(&tail.to_string())
-            .build();
-        let pieces = self.docker().logs(name, Some(options));
-        // The engine sends a line as one piece unless it is longer than 16 KiB.
-        pieces.filter_map(async |piece| Some(piece.ok()?.to_string().trim_end().to_owned()))
-    }
-
-    /// The last lines that a container wrote.
-    ///
-    /// # Errors
-    /// [`EngineError::Call`].
-    pub async fn log_tail(&self, name: &str, lines: usize) -> Result<String, EngineError> {
-        let options = LogsOptionsBuilder::new()
-            .stdout(true)
-            .stderr(true)
-            .tail(&lines.to_string())
-            .build();
-        let pieces: Vec<_> = self
-            .docker()
-            .logs(name, Some(options))
-            .try_collect()
-            .await
-            .map_err(EngineError::call(format!("read the log of {name}")))?;
-        Ok(pieces.iter().map(ToString::to_string).collect())
     }
 }
 

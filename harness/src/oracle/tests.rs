@@ -6,6 +6,7 @@ use wopr_machine::protocol::{Caller, Record};
 
 use super::*;
 use crate::history::Event;
+use crate::service::Service;
 
 const POLL_US: i64 = 1_000_000;
 const DROPLET: &str = "4";
@@ -114,6 +115,44 @@ fn reboot(at_us: i64) -> Event {
 
 fn judged(events: Vec<Event>) -> Result<(), Judgement> {
     judge(Rate::FAST, &History::new(Rate::FAST, events), "a")
+}
+
+#[test]
+fn a_log_line_that_is_newer_than_the_rows_makes_nothing_late() {
+    let mut events = simulate(&[Step::Silent, Step::Silent]);
+    events.retain(|event| matches!(event.what, What::Row(_)));
+    assert_eq!(
+        judged(events.clone()),
+        Ok(()),
+        "webhook and reboot are on their way"
+    );
+    events.push(Event {
+        at_us: 9 * POLL_US,
+        what: What::Log {
+            service: Service::PlatformApi,
+            line: "read after the rows".into(),
+        },
+    });
+    assert_eq!(judged(events), Ok(()));
+}
+
+#[test]
+fn a_breach_is_shown_with_what_happened_round_it() {
+    let mut events = simulate(&[Step::Silent; 30]);
+    let told = events
+        .iter()
+        .rposition(|event| matches!(event.what, What::Webhook(_)));
+    let end = events.last().map_or(0, |event| event.at_us);
+    events.remove(told.unwrap());
+    events.push(Event {
+        at_us: end + 3 * POLL_US,
+        what: What::Deed("the end".into()),
+    });
+    let text = judged(events).unwrap_err().to_string();
+    assert!(text.contains("notifications were to be"), "{text}");
+    // The last polls, and not those of the begin.
+    assert!(text.contains("a Failed") && !text.contains("a Active"), "{text}");
+    assert!(text.contains("the end"), "{text}");
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {

@@ -1,0 +1,50 @@
+//! What the harness itself did.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use super::{Event, What};
+
+/// What the harness did, as it notes it down. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Deeds(Arc<Mutex<Notes>>);
+
+#[derive(Debug, Default)]
+struct Notes {
+    since: Option<SystemTime>,
+    events: Vec<Event>,
+}
+
+impl Deeds {
+    /// Notes a deed, done now.
+    pub(crate) fn note(&self, what: impl Into<String>) {
+        let event = Event {
+            at_us: now_us(),
+            what: What::Deed(what.into()),
+        };
+        self.notes().events.push(event);
+    }
+
+    /// Begins the history here: what services wrote before is of somebody else's lease.
+    pub(crate) fn begin(&self) {
+        self.notes().since = Some(SystemTime::now());
+    }
+
+    /// Where the history begins; none where that is the boot.
+    pub(super) fn since(&self) -> Option<SystemTime> {
+        self.notes().since
+    }
+
+    pub(super) fn all(&self) -> Vec<Event> {
+        self.notes().events.clone()
+    }
+
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Microseconds since 1970.
+pub(crate) fn now_us() -> i64 {
+    super::logs::micros(SystemTime::now())
+}
