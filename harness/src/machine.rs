@@ -48,12 +48,20 @@ pub const GPU: MachineName = MachineName(Cow::Borrowed("gpu"));
 
 /// A name that no machine has.
 #[derive(Debug, thiserror::Error)]
-#[error("no machine is called {given:?}; the machines are vps and gpu")]
+#[error("no machine is called {given:?}; the machines are vps, gpu, and in a fleet gpu-2 and so on")]
 pub struct NoSuchMachine {
     given: String,
 }
 
 impl MachineName {
+    /// The `n`th GPU machine of a fleet, from 1: `gpu`, `gpu-2`, …
+    pub fn gpu(n: usize) -> Self {
+        match n {
+            0 | 1 => GPU,
+            n => Self(Cow::Owned(format!("gpu-{n}"))),
+        }
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -80,9 +88,12 @@ impl std::str::FromStr for MachineName {
     type Err = NoSuchMachine;
 
     fn from_str(text: &str) -> Result<Self, NoSuchMachine> {
-        match text.strip_prefix("wopr-").unwrap_or(text) {
-            "vps" => Ok(VPS),
-            "gpu" => Ok(GPU),
+        let name = text.strip_prefix("wopr-").unwrap_or(text);
+        let number = name.strip_prefix("gpu-").and_then(|number| number.parse().ok());
+        match (name, number) {
+            ("vps", _) => Ok(VPS),
+            ("gpu", _) => Ok(GPU),
+            (_, Some(2..)) => Ok(Self::gpu(number.unwrap_or_default())),
             _ => Err(NoSuchMachine {
                 given: text.to_owned(),
             }),
@@ -321,6 +332,7 @@ mod tests {
     fn a_machine_is_known_by_either_name() {
         assert_eq!("wopr-gpu".parse::<MachineName>().unwrap(), GPU);
         assert_eq!("vps".parse::<MachineName>().unwrap(), VPS);
+        assert_eq!("gpu-3".parse::<MachineName>().unwrap(), MachineName::gpu(3));
     }
 
     #[test]
@@ -328,7 +340,7 @@ mod tests {
         let error = "db".parse::<MachineName>().unwrap_err().to_string();
         assert_eq!(
             error,
-            r#"no machine is called "db"; the machines are vps and gpu"#
+            r#"no machine is called "db"; the machines are vps, gpu, and in a fleet gpu-2 and so on"#
         );
     }
 }

@@ -78,7 +78,7 @@ pub enum EngineError {
         reason: String,
     },
     /// Every subnet is in use.
-    #[error("no free /28 in {range}: {taken} networks are in use; `wopr ps` lists the topologies")]
+    #[error("no free /26 in {range}: {taken} networks are in use; `wopr ps` lists the topologies")]
     NoSubnet {
         /// The range that subnets are taken from.
         range: String,

@@ -1,7 +1,7 @@
 //! The private bridge network of a topology: a small explicit subnet, taken under a lock.
 //!
-//! Docker's own default pools end at about 31 networks; a /28 from a range of ours leaves room for
-//! four thousand topologies, each with thirteen addresses for machines and sidecars.
+//! Docker's own default pools end at about 31 networks; a /26 from a range of ours leaves room for a
+//! thousand topologies, each with sixty addresses for machines and sidecars.
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -14,9 +14,9 @@ use bollard::query_parameters::{ListNetworksOptions, ListNetworksOptionsBuilder}
 use super::error::absent_is_fine;
 use super::{Engine, EngineError};
 
-/// First two octets of every topology's subnet. The last /28 is that of the topology started by hand.
+/// First two octets of every topology's subnet. The topology started by hand has the last /28.
 pub const SUBNET_RANGE: &str = "10.87.0.0/16";
-const PREFIX: u8 = 28;
+const PREFIX: u8 = 26;
 const SIZE: u32 = 1 << (32 - PREFIX);
 const FIRST: u32 = Ipv4Addr::new(10, 87, 0, 0).to_bits();
 const COUNT: u32 = (1 << 16) / SIZE;
@@ -25,30 +25,34 @@ const COUNT: u32 = (1 << 16) / SIZE;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lan {
     base: u32,
+    prefix: u8,
 }
 
 impl Lan {
     /// The subnet of the topology that people start by hand, as local/docker-compose.yml has it.
     pub const BY_HAND: Lan = Lan {
-        base: FIRST + (COUNT - 1) * SIZE,
+        base: FIRST + (1 << 16) - (1 << 4),
+        prefix: 28,
     };
 
     fn number(index: u32) -> Self {
         Self {
             base: FIRST + index * SIZE,
+            prefix: PREFIX,
         }
     }
 
-    /// The subnet, as `10.87.0.16/28`.
+    /// The subnet, as `10.87.0.64/26`.
     pub fn subnet(self) -> String {
-        format!("{}/{PREFIX}", Ipv4Addr::from_bits(self.base))
+        format!("{}/{}", Ipv4Addr::from_bits(self.base), self.prefix)
     }
 
-    /// The `n`th address for a machine or sidecar, from 0 to 12. The first is the gateway's.
+    /// The `n`th address for a machine or sidecar, from 0 to 60. The first of all is the gateway's.
     pub fn address(self, n: u8) -> Ipv4Addr {
         debug_assert!(
-            u32::from(n) < SIZE - 3,
-            "a /28 has 13 addresses besides the gateway's"
+            u32::from(n) < (1 << (32 - self.prefix)) - 3,
+            "{} has no such address",
+            self.subnet()
         );
         Ipv4Addr::from_bits(self.base + 2 + u32::from(n))
     }
@@ -59,7 +63,7 @@ impl Lan {
     }
 
     fn overlaps(self, base: u32, prefix: u32) -> bool {
-        let shorter = prefix.min(u32::from(PREFIX));
+        let shorter = prefix.min(u32::from(self.prefix));
         let mask = u32::MAX.checked_shl(32 - shorter).unwrap_or(0);
         self.base & mask == base & mask
     }
@@ -240,9 +244,9 @@ mod tests {
     #[test]
     fn the_first_address_is_the_gateways() {
         let lan = Lan::number(1);
-        assert_eq!(lan.subnet(), "10.87.0.16/28");
-        assert_eq!(lan.gateway().to_string(), "10.87.0.17");
-        assert_eq!(lan.address(0).to_string(), "10.87.0.18");
+        assert_eq!(lan.subnet(), "10.87.0.64/26");
+        assert_eq!(lan.gateway().to_string(), "10.87.0.65");
+        assert_eq!(lan.address(0).to_string(), "10.87.0.66");
     }
 
     #[test]
@@ -257,15 +261,15 @@ mod tests {
     #[test]
     fn a_wider_network_takes_the_subnets_in_it() {
         let (base, prefix) = parse_subnet("10.87.0.0/24").unwrap();
-        assert!(Lan::number(15).overlaps(base, prefix));
-        assert!(!Lan::number(16).overlaps(base, prefix));
+        assert!(Lan::number(3).overlaps(base, prefix));
+        assert!(!Lan::number(4).overlaps(base, prefix));
     }
 
     #[test]
     fn the_default_route_takes_nothing() {
         let table = "Iface Destination Gateway Flags RefCnt Use Metric Mask\n\
                      eth0 00000000 010011AC 0003 0 0 0 00000000 0 0 0\n\
-                     br0 1000570A 00000000 0001 0 0 0 F0FFFFFF 0 0 0\n";
-        assert_eq!(parse_routes(table), [(Lan::number(1).base, 28)]);
+                     br0 4000570A 00000000 0001 0 0 0 C0FFFFFF 0 0 0\n";
+        assert_eq!(parse_routes(table), [(Lan::number(1).base, 26)]);
     }
 }
