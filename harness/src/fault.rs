@@ -1,23 +1,28 @@
 //! Faults: something broken on purpose, seen to be in effect, and healed on request, on drop, and when
 //! this process dies, by the machine itself.
 
+mod disk;
 mod link;
+mod machine;
 mod probe;
+mod query;
 mod service;
 mod sidecar;
 mod toxic;
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use wopr_machine::protocol::{Reply, Request, Step};
 
 use crate::control::{Control, ControlError};
 use crate::engine::EngineError;
 use crate::history::Deeds;
-use crate::machine::MachineName;
+use crate::machine::{BootError, MachineName};
 use crate::topology::{Topology, TopologyError};
 
 pub use link::Link;
+pub use machine::Names;
 pub use probe::{Outcome, Probe};
 pub(crate) use sidecar::Sidecar;
 pub use toxic::{Stream, Toxic};
@@ -35,6 +40,9 @@ pub enum FaultError {
     /// An engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A machine that was to come back.
+    #[error(transparent)]
+    Boot(#[from] BootError),
     /// The machine could not apply it.
     #[error("{fault}: {machine} refused it: {reason}")]
     Refused {
@@ -98,9 +106,15 @@ pub struct Fault {
     name: String,
     /// One conversation for each machine that holds a part of it: its end undoes that part.
     held: Vec<(MachineName, Control)>,
+    /// What the harness itself has to undo.
+    cure: Option<machine::Cure>,
     receipt: Receipt,
     /// Asked again after the heal, and expected to go well then.
     after: Vec<probe::Question>,
+    /// The same for the database.
+    query: Option<query::Query>,
+    /// How long what is asked after the heal may take to come back.
+    patience: Duration,
     proxies: Vec<sidecar::Proxy>,
     deeds: Deeds,
 }
@@ -132,7 +146,8 @@ impl Fault {
     pub async fn heal(mut self) -> Result<(), FaultError> {
         for (machine, control) in &mut self.held {
             match control.ask(&Request::Release).await {
-                Ok(_) => {}
+                // A machine that has ended since has taken along what it held.
+                Ok(_) | Err(ControlError::Ended { .. }) => {}
                 Err(ControlError::Refused { reason, .. }) => {
                     return Err(FaultError::Refused {
                         fault: self.name.clone(),
@@ -144,11 +159,25 @@ impl Fault {
             }
         }
         self.held.clear();
+        if let Some(cure) = &mut self.cure {
+            cure.undo().await?;
+        }
         for proxy in std::mem::take(&mut self.proxies) {
             proxy.remove().await?;
         }
+        let mut probes = Vec::new();
+        let began = Instant::now();
         for question in &self.after {
-            let probe = question.ask_until(Outcome::Answered).await?;
+            let mut probe = question.ask_until(Outcome::Answered).await?;
+            while probe.outcome != Outcome::Answered && began.elapsed() < self.patience {
+                probe = question.ask_until(Outcome::Answered).await?;
+            }
+            probes.push(probe);
+        }
+        if let Some(query) = &self.query {
+            probes.push(query.ask_until(&[Outcome::Answered]).await);
+        }
+        for probe in probes {
             if probe.outcome != Outcome::Answered {
                 return Err(FaultError::StillInEffect {
                     fault: self.name.clone(),
@@ -168,13 +197,24 @@ impl Drop for Fault {
 }
 
 impl Topology {
-    /// Names of the faults that are in effect now, whoever holds them, by machine.
+    /// Names of the faults that are in effect now, whoever holds them, by machine. One that is frozen or off
+    /// cannot tell what it holds besides.
     ///
     /// # Errors
     /// [`FaultError::Control`].
     pub async fn faults(&self) -> Result<Vec<(MachineName, String)>, FaultError> {
         let mut faults = Vec::new();
         for machine in self.machines() {
+            let harms = self.harms(machine).await?;
+            let silent = harms.iter().any(|harm| harm.silences());
+            faults.extend(
+                harms
+                    .iter()
+                    .map(|harm| (machine.name().clone(), harm.found(machine))),
+            );
+            if silent {
+                continue;
+            }
             if let Reply::Faults { names } = machine.control().await?.ask(&Request::Faults).await? {
                 faults.extend(names.into_iter().map(|name| (machine.name().clone(), name)));
             }
@@ -189,6 +229,7 @@ impl Topology {
     pub async fn heal_all(&self) -> Result<Vec<(MachineName, String)>, FaultError> {
         let faults = self.faults().await?;
         for machine in self.machines() {
+            self.put_right(machine).await?;
             machine.control().await?.ask(&Request::HealAll).await?;
         }
         Ok(faults)
@@ -200,6 +241,8 @@ struct Applying {
     name: String,
     held: Vec<(MachineName, Control)>,
     mechanism: Vec<String>,
+    /// A query, and how it may end.
+    query: Option<(query::Query, Vec<Outcome>)>,
 }
 
 impl Applying {
@@ -208,6 +251,7 @@ impl Applying {
             name,
             held: Vec::new(),
             mechanism: Vec::new(),
+            query: None,
         }
     }
 
@@ -272,6 +316,16 @@ impl Applying {
             }
             probes.push(probe);
         }
+        if let Some((query, outcomes)) = &self.query {
+            let probe = query.ask_until(outcomes).await;
+            if !outcomes.contains(&probe.outcome) {
+                return Err(FaultError::NotInEffect {
+                    fault: self.name,
+                    probe,
+                });
+            }
+            probes.push(probe);
+        }
         deeds.note(format!("begun:  {}", self.name));
         // What it left unharmed is no sign of its heal: another fault may harm that by now.
         let harmed = expected
@@ -285,8 +339,11 @@ impl Applying {
         Ok(Fault {
             name: self.name,
             held: self.held,
+            cure: None,
             receipt,
             after,
+            query: self.query.map(|(query, _)| query),
+            patience: Duration::ZERO,
             proxies: Vec::new(),
             deeds,
         })

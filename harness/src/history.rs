@@ -132,6 +132,16 @@ impl Deeds {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(event);
     }
 
+    /// Keeps events whose own record is about to be lost; those that are kept already are not kept twice.
+    pub(crate) fn keep(&self, events: Vec<Event>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for event in events {
+            if !kept.contains(&event) {
+                kept.push(event);
+            }
+        }
+    }
+
     fn all(&self) -> Vec<Event> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -273,7 +283,12 @@ impl Topology {
     pub async fn history(&self) -> Result<History, TopologyError> {
         let mut events = self.deeds().all();
         events.extend(self.row_versions(0).await?.into_iter().map(|(_, event)| event));
-        events.extend(self.records().await?);
+        let records = self.records().await?;
+        let fresh: Vec<_> = records
+            .into_iter()
+            .filter(|record| !events.contains(record))
+            .collect();
+        events.extend(fresh);
         Ok(History::new(self.rate(), events))
     }
 
@@ -305,7 +320,8 @@ impl Topology {
         events.map_err(TopologyError::database("understand the versions of gpu_nodes"))
     }
 
-    async fn records(&self) -> Result<Vec<Event>, TopologyError> {
+    /// What the recorder on the VPS machine got since that booted: it keeps it in memory.
+    pub(crate) async fn records(&self) -> Result<Vec<Event>, TopologyError> {
         let asked = self
             .control(&VPS)
             .await?

@@ -1,0 +1,460 @@
+//! Faults of a whole machine: frozen, off, off the network, and moved. Such a machine cannot undo it by
+//! itself, so the harness does: on request, and when the handle is dropped. When the harness is killed, the
+//! topology goes with it; for the one by hand `wopr heal` does it.
+
+use std::net::Ipv4Addr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use wopr_machine::protocol::{Phase, Reply, Request};
+
+use super::probe::Question;
+use super::service::Asker;
+use super::{Fault, FaultError, Outcome, Probe, Receipt};
+use crate::engine::{Engine, EngineError};
+use crate::machine::{MachineName, Role, RunningMachine, VPS};
+use crate::service::{Health, Service};
+use crate::topology::{HEALTH_PATIENCE, Topology};
+
+/// An engine that was killed is noticed within milliseconds.
+const NOTICE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(20);
+/// A packet that is to be lost is; a neighbour that is to be forgotten is so after some seconds at most.
+const EFFECT: Duration = Duration::from_secs(15);
+/// Ends dockerd alone, as the kernel's out-of-memory killer does.
+const KILL_DOCKERD: &str = "kill -KILL $(cat /run/docker.pid)";
+
+/// Whether names keep up with a machine that moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Names {
+    /// Its name leads to its new address, on every machine and in every service.
+    Follow,
+    /// Its name leads to the old address, as with a resolver that was not told.
+    Stale,
+}
+
+/// What is wrong with a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Harm {
+    Pause,
+    PowerCut,
+    Shutdown,
+    Away,
+}
+
+impl Harm {
+    fn name(self, machine: &MachineName) -> String {
+        match self {
+            Self::Pause => format!("pause of {machine}"),
+            Self::PowerCut => format!("power cut of {machine}"),
+            Self::Shutdown => format!("shutdown of {machine}"),
+            Self::Away => format!("absence of {machine} from the network"),
+        }
+    }
+
+    /// As a look at the machine tells it: how it was put off cannot be seen.
+    pub(super) fn found(self, machine: &RunningMachine) -> String {
+        match self {
+            Self::PowerCut | Self::Shutdown => format!("{} is off", machine.name()),
+            other => other.name(machine.name()),
+        }
+    }
+
+    /// Whether the machine cannot be asked.
+    pub(super) fn silences(self) -> bool {
+        self != Self::Away
+    }
+
+    /// How a request to the machine may end.
+    fn outcomes(self) -> &'static [Outcome] {
+        match self {
+            // Its kernel is the host's, and takes the connection.
+            Self::Pause => &[Outcome::NoAnswer],
+            // The second once the sender's kernel knows that nobody has the address.
+            _ => &[Outcome::NoConnection, Outcome::Refused],
+        }
+    }
+
+    async fn apply(self, on: &Patient) -> Result<(), EngineError> {
+        let (host, container) = (on.machine.host(), on.machine.container());
+        match self {
+            Self::Pause => host.pause(container).await,
+            Self::PowerCut => on.machine.kill().await,
+            Self::Shutdown => on.machine.stop().await,
+            Self::Away => host.detach(&on.network, container).await,
+        }
+    }
+
+    /// Undoes it where it is so, to the point from which the machine goes on by itself.
+    async fn undo(self, on: &Patient) -> Result<(), FaultError> {
+        // Without a container the whole topology is gone, and this with it.
+        let Some(state) = on.machine.state().await? else {
+            return Ok(());
+        };
+        match self {
+            Self::Pause if state.paused => {
+                on.machine.host().unpause(on.machine.container()).await?;
+                on.machine.tell_moved().await?;
+            }
+            Self::PowerCut | Self::Shutdown if !state.running && !state.paused => on.machine.begin().await?,
+            Self::Away if !state.networks.contains_key(&on.network) => on.machine.join(&on.network).await?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn mechanism(self, on: &Patient) -> String {
+        let container = on.machine.container();
+        match self {
+            Self::Pause => format!("host: docker pause {container}"),
+            Self::PowerCut => format!("host: docker kill {container}"),
+            Self::Shutdown => format!("host: docker stop {container}"),
+            Self::Away => format!("host: docker network disconnect {} {container}", on.network),
+        }
+    }
+}
+
+/// A machine, and the network that it belongs on.
+#[derive(Debug, Clone)]
+pub(super) struct Patient {
+    machine: RunningMachine,
+    network: String,
+}
+
+impl Patient {
+    /// The harms that can be seen.
+    async fn harms(&self) -> Result<Vec<Harm>, EngineError> {
+        let Some(state) = self.machine.state().await? else {
+            return Ok(vec![Harm::PowerCut]);
+        };
+        let seen = [
+            (Harm::Pause, state.paused),
+            (Harm::PowerCut, !state.running && !state.paused),
+            (Harm::Away, !state.networks.contains_key(&self.network)),
+        ];
+        Ok(seen
+            .into_iter()
+            .filter(|(_, is)| *is)
+            .map(|(harm, _)| harm)
+            .collect())
+    }
+}
+
+/// The duty to undo a harm, from before it is done.
+#[derive(Debug)]
+pub(super) struct Cure {
+    patient: Patient,
+    harm: Harm,
+    /// What was asked of the engine is not taken back: it is waited for, and then undone.
+    under_way: Option<thread::JoinHandle<()>>,
+    done: bool,
+}
+
+impl Cure {
+    /// The duty alone: somebody else does the harm.
+    fn of(patient: Patient, harm: Harm) -> Self {
+        Self {
+            patient,
+            harm,
+            under_way: None,
+            done: false,
+        }
+    }
+
+    /// Does the harm. Whoever stops waiting for it drops this, which waits and undoes it.
+    async fn apply(&mut self) -> Result<(), FaultError> {
+        let (tell, told) = oneshot::channel();
+        let (patient, harm) = (self.patient.clone(), self.harm);
+        self.under_way = Some(thread::spawn(move || {
+            let _ = tell.send(apart(patient, async |on| Ok(harm.apply(&on).await?)));
+        }));
+        match told.await {
+            Ok(applied) => applied,
+            Err(_) => Err(self.refused("the thread that asked the engine for it has ended")),
+        }
+    }
+
+    fn refused(&self, reason: &str) -> FaultError {
+        let machine = self.patient.machine.name().clone();
+        FaultError::Refused {
+            fault: self.harm.name(&machine),
+            machine,
+            reason: reason.to_owned(),
+        }
+    }
+
+    /// Undoes it, and sees that it is undone; a machine that was off answers when this returns.
+    pub(super) async fn undo(&mut self) -> Result<(), FaultError> {
+        self.harm.undo(&self.patient).await?;
+        if matches!(self.harm, Harm::PowerCut | Harm::Shutdown) {
+            self.patient.machine.until_ready().await?;
+        }
+        let there = self.patient.harms().await?;
+        if there
+            .iter()
+            .any(|harm| harm.found(&self.patient.machine) == self.harm.found(&self.patient.machine))
+        {
+            return Err(self.refused("it is undone, and its container shows it all the same"));
+        }
+        self.done = true;
+        Ok(())
+    }
+}
+
+impl Drop for Cure {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        let (patient, harm, under_way) = (self.patient.clone(), self.harm, self.under_way.take());
+        // Joined, since a process that ends would take the thread along.
+        let undone = thread::spawn(move || {
+            if let Some(under_way) = under_way {
+                let _ = under_way.join();
+            }
+            apart(patient, async |on| harm.undo(&on).await)
+        });
+        if let Ok(Err(error)) = undone.join() {
+            eprintln!(
+                "wopr: {} was not undone: {error}",
+                harm.name(self.patient.machine.name())
+            );
+        }
+    }
+}
+
+/// Does something in a runtime of its own: the caller's may be ending, and its connections with it.
+fn apart(
+    patient: Patient,
+    work: impl AsyncFnOnce(Patient) -> Result<(), FaultError>,
+) -> Result<(), FaultError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|source| EngineError::Io {
+        action: "start a runtime for",
+        path: patient.machine.container().into(),
+        source,
+    })?;
+    runtime.block_on(async {
+        let host = Engine::at(patient.machine.host().socket().to_owned()).await?;
+        let machine = patient.machine.through(host);
+        work(Patient { machine, ..patient }).await
+    })
+}
+
+impl Topology {
+    /// Freezes a machine: connections to it come about, and nothing is said.
+    ///
+    /// # Errors
+    /// [`FaultError`].
+    pub async fn pause_machine(&self, machine: &MachineName) -> Result<Fault, FaultError> {
+        self.harm(machine, Harm::Pause).await
+    }
+
+    /// Cuts a machine's power. It starts again, on the same volumes and at the same address, when this heals.
+    ///
+    /// # Errors
+    /// [`FaultError`].
+    pub async fn kill_machine(&self, machine: &MachineName) -> Result<Fault, FaultError> {
+        self.harm(machine, Harm::PowerCut).await
+    }
+
+    /// Shuts a machine down, its services first. It starts again, on the same volumes and at the same address,
+    /// when this heals.
+    ///
+    /// # Errors
+    /// [`FaultError`].
+    pub async fn stop_machine(&self, machine: &MachineName) -> Result<Fault, FaultError> {
+        self.harm(machine, Harm::Shutdown).await
+    }
+
+    /// Takes a machine off the network; it comes back at the same address. Its published ports lead nowhere
+    /// meanwhile, and to other ports of the host after; its engine, its database and its first process are
+    /// reached all the same.
+    ///
+    /// # Errors
+    /// [`FaultError`].
+    pub async fn disconnect_machine(&self, machine: &MachineName) -> Result<Fault, FaultError> {
+        self.harm(machine, Harm::Away).await
+    }
+
+    /// Shuts a machine down and starts it again; a service that was well is so when this returns.
+    ///
+    /// # Errors
+    /// [`FaultError`].
+    pub async fn reboot(&self, machine: &MachineName) -> Result<(), FaultError> {
+        self.stop_machine(machine).await?.heal().await
+    }
+
+    /// Cuts a machine's power, and starts it again; a service that was well is so when this returns.
+    ///
+    /// # Errors
+    /// [`FaultError`].
+    pub async fn power_cut(&self, machine: &MachineName) -> Result<(), FaultError> {
+        self.kill_machine(machine).await?.heal().await
+    }
+
+    /// Shuts a machine down and starts it again at an address that nobody had; returns that. A row that names
+    /// the old one is stale from now on.
+    ///
+    /// # Errors
+    /// [`FaultError`].
+    pub async fn reboot_at_new_address(
+        &self,
+        machine: &MachineName,
+        names: Names,
+    ) -> Result<Ipv4Addr, FaultError> {
+        let mut off = self.stop_machine(machine).await?;
+        let network = self.setting().network();
+        let mut away = Cure::of(self.patient(machine), Harm::Away);
+        let moving = self.machine(machine);
+        let before = moving.address();
+        let taken: Vec<_> = self.machines().map(RunningMachine::address).collect();
+        let address = self.engine().free_address(&network, &taken).await?;
+        self.engine().detach(&network, moving.container()).await?;
+        moving.move_to(address, &network).await?;
+        if names == Names::Follow {
+            for other in self.machines() {
+                other.learn(machine, address).await?;
+            }
+        }
+        away.undo().await?;
+        for question in &mut off.after {
+            question.url = question.url.replace(&before.to_string(), &address.to_string());
+        }
+        off.heal().await?;
+        self.deeds()
+            .note(format!("{machine} is at {address} and no longer at {before}"));
+        Ok(address)
+    }
+
+    /// Kills a machine's engine; the machine starts it again, and that its services, since a container does
+    /// not outlive its engine here. The engine answers when this returns.
+    ///
+    /// # Errors
+    /// [`FaultError`].
+    pub async fn kill_engine(&self, machine: &MachineName) -> Result<(), FaultError> {
+        let target = self.machine(machine);
+        let mut control = target.control().await?;
+        control.run(&["sh", "-c", KILL_DOCKERD], NOTICE).await?;
+        self.deeds().note(format!("killed the engine of {machine}"));
+        let began = Instant::now();
+        while let Reply::Status(status) = control.ask(&Request::Status).await? {
+            if status.phase != Phase::Ready {
+                break;
+            }
+            if began.elapsed() > NOTICE {
+                return Err(FaultError::Refused {
+                    fault: format!("kill of the engine of {machine}"),
+                    machine: machine.clone(),
+                    reason: format!("it says that its engine runs, {} s after", NOTICE.as_secs()),
+                });
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        target.until_ready().await?;
+        self.deeds().note(format!("the engine of {machine} is back"));
+        Ok(())
+    }
+
+    fn patient(&self, machine: &MachineName) -> Patient {
+        Patient {
+            machine: self.machine(machine).clone(),
+            network: self.setting().network(),
+        }
+    }
+
+    /// What can be seen to be wrong with a machine as a whole.
+    pub(super) async fn harms(&self, machine: &RunningMachine) -> Result<Vec<Harm>, FaultError> {
+        Ok(self.patient(machine.name()).harms().await?)
+    }
+
+    /// Undoes whatever is wrong with a machine as a whole.
+    pub(super) async fn put_right(&self, machine: &RunningMachine) -> Result<(), FaultError> {
+        for harm in self.harms(machine).await? {
+            Cure::of(self.patient(machine.name()), harm).undo().await?;
+        }
+        Ok(())
+    }
+
+    async fn harm(&self, machine: &MachineName, harm: Harm) -> Result<Fault, FaultError> {
+        let patient = self.patient(machine);
+        let question = self.question_to(machine).await?;
+        let ends = matches!(harm, Harm::PowerCut | Harm::Shutdown);
+        if *machine == VPS && ends && patient.harms().await?.is_empty() {
+            // The recorder's memory goes with the machine.
+            self.deeds().keep(self.records().await?);
+        }
+        let mechanism = vec![harm.mechanism(&patient)];
+        let mut cure = Cure::of(patient.clone(), harm);
+        cure.apply().await?;
+        if !patient
+            .harms()
+            .await?
+            .iter()
+            .any(|seen| seen.found(&patient.machine) == harm.found(&patient.machine))
+        {
+            return Err(cure.refused("the engine has done it, and its container does not show it"));
+        }
+        let mut probes = Vec::new();
+        if let Some(question) = &question {
+            let probe = ask_until_any(question, harm.outcomes()).await?;
+            if !harm.outcomes().contains(&probe.outcome) {
+                return Err(FaultError::NotInEffect {
+                    fault: harm.name(machine),
+                    probe,
+                });
+            }
+            probes.push(probe);
+        }
+        self.deeds().note(format!("begun:  {}", harm.name(machine)));
+        Ok(Fault {
+            name: harm.name(machine),
+            held: Vec::new(),
+            cure: Some(cure),
+            receipt: Receipt { mechanism, probes },
+            after: question.into_iter().collect(),
+            query: None,
+            patience: HEALTH_PATIENCE,
+            proxies: Vec::new(),
+            deeds: self.deeds().clone(),
+        })
+    }
+
+    /// A request from the other machine that is answered now; none when every service is harmed already, or the
+    /// other machine is.
+    async fn question_to(&self, machine: &MachineName) -> Result<Option<Question>, FaultError> {
+        let others = self.machines().filter(|other| other.name() != machine);
+        for other in others {
+            if !self.harms(other).await?.is_empty() {
+                return Ok(None);
+            }
+        }
+        if !self.harms(self.machine(machine)).await?.is_empty() {
+            return Ok(None);
+        }
+        let published = |service: &Service| match machine.role() {
+            Role::Vps => *service == Service::PlatformApi,
+            Role::Gpu => service.role() == Role::Gpu && matches!(service.health(), Health::Get { .. }),
+        };
+        for service in self.expected_services().into_iter().filter(published) {
+            for question in self.service_question(service, Asker::Other) {
+                if question.ask().await?.outcome == Outcome::Answered {
+                    return Ok(Some(question));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Asks until it ends in one of these ways, or long enough; returns the last.
+async fn ask_until_any(question: &Question, wanted: &[Outcome]) -> Result<Probe, FaultError> {
+    let began = Instant::now();
+    let mut probe = question.ask().await?;
+    while !wanted.contains(&probe.outcome) && began.elapsed() < EFFECT {
+        tokio::time::sleep(PAUSE).await;
+        probe = question.ask().await?;
+    }
+    Ok(probe)
+}
