@@ -1,6 +1,7 @@
 //! Faults: something broken on purpose, seen to be in effect, and healed on request, on drop, and when
 //! this process dies, by the machine itself.
 
+mod cure;
 mod disk;
 mod link;
 mod machine;
@@ -107,7 +108,7 @@ pub struct Fault {
     /// One conversation for each machine that holds a part of it: its end undoes that part.
     held: Vec<(MachineName, Control)>,
     /// What the harness itself has to undo.
-    cure: Option<machine::Cure>,
+    cure: Option<cure::Cure>,
     receipt: Receipt,
     /// Asked again after the heal, and expected to go well then.
     after: Vec<probe::Question>,

@@ -66,12 +66,13 @@ impl Topology {
             )
         };
         let stop = ["docker", "stop", "--timeout", "5", &postgres];
+        let kill = ["docker", "kill", &postgres];
         let start = ["docker", "start", &postgres];
         let steps = vec![
             command(stop, start),
             run(FILL, r#"umount "$2""#),
             run(COVER, UNCOVER),
-            command(start, stop),
+            command(start, kill),
             run(MEET, "true"),
         ];
         let mut applying = Applying::new("full disk of postgres".to_owned());
