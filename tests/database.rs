@@ -180,6 +180,8 @@ async fn a_crash_of_platform_api_after_one_silent_poll_starts_the_count_anew() -
     let node = topology.seed_gpu_node().await?;
     let mut watch = topology.watch(&node).await?;
 
+    // A new process's time begins anew: without these, its first poll could bear the very second of the last one.
+    watch.polls(2).await?;
     let _cut = topology.link(VPS, GPU).reset().await?;
     watch.until(all_down()).within(polls(2)).await?;
     topology.crash_service(Service::PlatformApi).await?;

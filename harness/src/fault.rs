@@ -12,7 +12,6 @@ mod sidecar;
 mod toxic;
 
 use std::fmt;
-use std::time::{Duration, Instant};
 
 use wopr_machine::protocol::{Reply, Request, Step};
 
@@ -114,8 +113,6 @@ pub struct Fault {
     after: Vec<probe::Question>,
     /// The same for the database.
     query: Option<query::Query>,
-    /// How long what is asked after the heal may take to come back.
-    patience: Duration,
     proxies: Vec<sidecar::Proxy>,
     deeds: Deeds,
 }
@@ -161,24 +158,16 @@ impl Fault {
         }
         self.held.clear();
         if let Some(cure) = &mut self.cure {
-            cure.undo().await?;
+            cure.undo(&self.name).await?;
         }
         for proxy in std::mem::take(&mut self.proxies) {
             proxy.remove().await?;
         }
-        let mut probes = Vec::new();
-        let began = Instant::now();
-        for question in &self.after {
-            let mut probe = question.ask_until(Outcome::Answered).await?;
-            while probe.outcome != Outcome::Answered && began.elapsed() < self.patience {
-                probe = question.ask_until(Outcome::Answered).await?;
-            }
-            probes.push(probe);
-        }
         if let Some(query) = &self.query {
-            probes.push(query.ask_until(&[Outcome::Answered]).await);
+            query.is_answered_again(&self.name).await?;
         }
-        for probe in probes {
+        for question in &self.after {
+            let probe = question.ask_until(Outcome::Answered).await?;
             if probe.outcome != Outcome::Answered {
                 return Err(FaultError::StillInEffect {
                     fault: self.name.clone(),
@@ -242,8 +231,6 @@ struct Applying {
     name: String,
     held: Vec<(MachineName, Control)>,
     mechanism: Vec<String>,
-    /// A query, and how it may end.
-    query: Option<(query::Query, Vec<Outcome>)>,
 }
 
 impl Applying {
@@ -252,7 +239,6 @@ impl Applying {
             name,
             held: Vec::new(),
             mechanism: Vec::new(),
-            query: None,
         }
     }
 
@@ -317,16 +303,6 @@ impl Applying {
             }
             probes.push(probe);
         }
-        if let Some((query, outcomes)) = &self.query {
-            let probe = query.ask_until(outcomes).await;
-            if !outcomes.contains(&probe.outcome) {
-                return Err(FaultError::NotInEffect {
-                    fault: self.name,
-                    probe,
-                });
-            }
-            probes.push(probe);
-        }
         deeds.note(format!("begun:  {}", self.name));
         // What it left unharmed is no sign of its heal: another fault may harm that by now.
         let harmed = expected
@@ -343,8 +319,7 @@ impl Applying {
             cure: None,
             receipt,
             after,
-            query: self.query.map(|(query, _)| query),
-            patience: Duration::ZERO,
+            query: None,
             proxies: Vec::new(),
             deeds,
         })

@@ -3,12 +3,15 @@
 //! goes with it; on the one by hand `wopr heal` undoes it.
 
 use std::thread;
+use std::time::Instant;
 
 use tokio::sync::oneshot;
 
+use super::probe::Question;
 use super::{FaultError, Outcome};
 use crate::engine::{Engine, EngineError};
 use crate::machine::{BootError, MachineName, RunningMachine};
+use crate::topology::HEALTH_PATIENCE;
 
 /// What is wrong with a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +127,8 @@ pub(super) struct Cure {
     harm: Harm,
     /// What was asked of the engine is not taken back: it is waited for, and then undone.
     under_way: Option<thread::JoinHandle<()>>,
+    /// Answered before, and to be answered again.
+    pub(super) back: Option<Question>,
     done: bool,
 }
 
@@ -134,6 +139,7 @@ impl Cure {
             patient,
             harm,
             under_way: None,
+            back: None,
             done: false,
         }
     }
@@ -169,8 +175,9 @@ impl Cure {
         Ok(self.patient.harms().await?.contains(&wanted))
     }
 
-    /// Undoes it, and sees that it is undone; a machine that was off answers when this returns.
-    pub(super) async fn undo(&mut self) -> Result<(), FaultError> {
+    /// Undoes it, and sees that it is undone; a machine that was off is booted when this returns, and answers what
+    /// it answered before.
+    pub(super) async fn undo(&mut self, fault: &str) -> Result<(), FaultError> {
         self.harm.undo(&self.patient).await?;
         if matches!(self.harm, Harm::PowerCut | Harm::Shutdown) {
             self.patient.machine.until_ready().await?;
@@ -179,7 +186,20 @@ impl Cure {
             return Err(self.refused("it is undone, and its container shows it all the same"));
         }
         self.done = true;
-        Ok(())
+        let Some(question) = &self.back else {
+            return Ok(());
+        };
+        let began = Instant::now();
+        loop {
+            let probe = question.ask_until(Outcome::Answered).await?;
+            if probe.outcome == Outcome::Answered {
+                return Ok(());
+            }
+            if began.elapsed() > HEALTH_PATIENCE {
+                let fault = fault.to_owned();
+                return Err(FaultError::StillInEffect { fault, probe });
+            }
+        }
     }
 }
 

@@ -81,7 +81,7 @@ impl Topology {
             format!("{VPS}: an overlay over pg_wal, whose upper side is full"),
             format!("{VPS}: postgres was restarted, and logs: No space left on device"),
         ];
-        applying.query = Some((Query(self.database_options()?), DOWN.to_vec()));
-        applying.confirm(&[], self.deeds().clone()).await
+        let full = applying.confirm(&[], self.deeds().clone()).await?;
+        full.seen_by(Query(self.database_options()?), &DOWN).await
     }
 }

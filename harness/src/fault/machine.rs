@@ -8,10 +8,10 @@ use wopr_machine::protocol::{Phase, Reply, Request};
 use super::cure::{Cure, Harm, Patient};
 use super::probe::Question;
 use super::service::Asker;
-use super::{Fault, FaultError, Outcome, Probe, Receipt};
+use super::{Applying, Fault, FaultError, Outcome, Probe};
 use crate::machine::{MachineName, Role, RunningMachine, VPS};
 use crate::service::{Health, Service};
-use crate::topology::{HEALTH_PATIENCE, Topology};
+use crate::topology::Topology;
 
 /// An engine that was killed is noticed within milliseconds.
 const NOTICE: Duration = Duration::from_secs(10);
@@ -106,8 +106,8 @@ impl Topology {
                 other.learn(machine, address).await?;
             }
         }
-        away.undo().await?;
-        for question in &mut off.after {
+        away.undo(off.name()).await?;
+        if let Some(question) = off.cure.as_mut().and_then(|cure| cure.back.as_mut()) {
             question.url = question.url.replace(&before.to_string(), &address.to_string());
         }
         off.heal().await?;
@@ -160,7 +160,8 @@ impl Topology {
     /// Undoes whatever is wrong with a machine as a whole.
     pub(super) async fn put_right(&self, machine: &RunningMachine) -> Result<(), FaultError> {
         for harm in self.harms(machine).await? {
-            Cure::of(self.patient(machine.name()), harm).undo().await?;
+            let name = harm.found(machine);
+            Cure::of(self.patient(machine.name()), harm).undo(&name).await?;
         }
         Ok(())
     }
@@ -179,29 +180,24 @@ impl Topology {
         if !cure.shows().await? {
             return Err(cure.refused("the engine has done it, and its container does not show it"));
         }
+        let mut applying = Applying::new(harm.name(machine));
+        applying.mechanism = mechanism;
         let mut probes = Vec::new();
         if let Some(question) = &question {
             let probe = ask_until_any(question, harm.outcomes()).await?;
             if !harm.outcomes().contains(&probe.outcome) {
                 return Err(FaultError::NotInEffect {
-                    fault: harm.name(machine),
+                    fault: applying.name,
                     probe,
                 });
             }
             probes.push(probe);
         }
-        self.deeds().note(format!("begun:  {}", harm.name(machine)));
-        Ok(Fault {
-            name: harm.name(machine),
-            held: Vec::new(),
-            cure: Some(cure),
-            receipt: Receipt { mechanism, probes },
-            after: question.into_iter().collect(),
-            query: None,
-            patience: HEALTH_PATIENCE,
-            proxies: Vec::new(),
-            deeds: self.deeds().clone(),
-        })
+        let mut fault = applying.confirm(&[], self.deeds().clone()).await?;
+        fault.receipt.probes = probes;
+        cure.back = question;
+        fault.cure = Some(cure);
+        Ok(fault)
     }
 
     /// A request from the other machine that is answered now; none when every service is harmed already, or the

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection as _, Executor as _};
 
-use super::probe::{Outcome, Probe};
+use super::{Fault, FaultError, Outcome, Probe};
 
 /// A database that answers at all answers well within this.
 const ANSWER: Duration = Duration::from_millis(900);
@@ -49,7 +49,7 @@ impl Query {
     }
 
     /// Asks until it ends in one of these ways, or long enough; returns the last.
-    pub(super) async fn ask_until(&self, wanted: &[Outcome]) -> Probe {
+    async fn ask_until(&self, wanted: &[Outcome]) -> Probe {
         let began = Instant::now();
         let mut probe = self.ask().await;
         while !wanted.contains(&probe.outcome) && began.elapsed() < PATIENCE {
@@ -57,5 +57,33 @@ impl Query {
             probe = self.ask().await;
         }
         probe
+    }
+
+    /// Sees that the database answers again after a heal.
+    pub(super) async fn is_answered_again(&self, fault: &str) -> Result<(), FaultError> {
+        let probe = self.ask_until(&[Outcome::Answered]).await;
+        if probe.outcome == Outcome::Answered {
+            return Ok(());
+        }
+        Err(FaultError::StillInEffect {
+            fault: fault.to_owned(),
+            probe,
+        })
+    }
+}
+
+impl Fault {
+    /// Sees by a query, too, that this is in effect; its heal is seen so as well.
+    pub(super) async fn seen_by(mut self, query: Query, outcomes: &[Outcome]) -> Result<Self, FaultError> {
+        let probe = query.ask_until(outcomes).await;
+        if !outcomes.contains(&probe.outcome) {
+            return Err(FaultError::NotInEffect {
+                fault: self.name.clone(),
+                probe,
+            });
+        }
+        self.receipt.probes.push(probe);
+        self.query = Some(query);
+        Ok(self)
     }
 }

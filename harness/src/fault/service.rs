@@ -96,16 +96,19 @@ impl Topology {
         applying
             .hold(&machine, self.control(&machine).await?, vec![step])
             .await?;
-        if service.health() == Health::Query {
-            let query = Query(self.database_options()?);
-            applying.query = Some((query, vec![outcome]));
-        }
         let expected: Vec<_> = self
             .service_question(service, Asker::Itself)
             .into_iter()
             .map(|asked| (asked, outcome))
             .collect();
-        applying.confirm(&expected, self.deeds().clone()).await
+        let fault = applying.confirm(&expected, self.deeds().clone()).await?;
+        match service.health() {
+            Health::Query => {
+                let query = Query(self.database_options()?);
+                fault.seen_by(query, &[outcome]).await
+            }
+            Health::Get { .. } => Ok(fault),
+        }
     }
 
     /// Another answers at a service's published port, in this manner. Delays are real time: convert them by
