@@ -1,11 +1,11 @@
 //! Nothing is left, however a test ends.
 
 use std::io::{BufRead as _, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use pretty_assertions::assert_eq;
 use rstest::rstest;
 use wopr_harness::Topology;
 use wopr_harness::dirs::Dirs;
@@ -104,30 +104,40 @@ async fn a_test_that_panics_leaves_nothing() -> Result<()> {
 async fn a_test_that_is_killed_while_it_boots_leaves_nothing(
     #[values(150, 400, 700, 1000, 1400)] after_ms: u64,
 ) -> Result<()> {
-    let (engine, dirs) = (Engine::connect().await?, Dirs::find()?);
     let mut victim = start_victim("wait")?;
     let pid = victim.id();
     // No event to wait for: the moment itself is what varies.
     tokio::time::sleep(Duration::from_millis(after_ms)).await;
     victim.kill()?;
     victim.wait()?;
+    until_nothing_is_left_of(pid).await
+}
 
+/// Waits until nothing is there that a process made.
+async fn until_nothing_is_left_of(pid: u32) -> Result<()> {
+    let (engine, dirs) = (Engine::connect().await?, Dirs::find()?);
+    let label = format!("wopr.pid={pid}");
     let began = Instant::now();
     loop {
-        let dead: Vec<_> = list(&engine, &dirs)
-            .await?
-            .into_iter()
-            .filter(|entry| entry.owner == Owner::Dead)
-            .collect();
-        if dead.is_empty() {
+        let there = engine.topologies_with_label(&label).await?;
+        // The keeper signs for what it is about to remove.
+        let being_removed = directories_held_by(&dirs.run, &format!("(process {pid})"))
+            + directories_held_by(&dirs.run, "its keeper");
+        if there.is_empty() && being_removed == 0 {
             return Ok(());
         }
         assert!(
             began.elapsed() < PATIENCE,
-            "of victim {pid} there is left: {dead:?}"
+            "of process {pid} there is left: {there:?}"
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+fn directories_held_by(run: &Path, who: &str) -> usize {
+    let entries = std::fs::read_dir(run).into_iter().flatten().flatten();
+    let holders = entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("holder")).ok());
+    holders.filter(|holder| holder.contains(who)).count()
 }
 
 #[tokio::test]
@@ -136,14 +146,7 @@ async fn a_boot_that_is_dropped_half_way_leaves_nothing() -> Result<()> {
         let boot = Topology::builder().boot();
         let _ = tokio::time::timeout(Duration::from_millis(after), boot).await;
     }
-    let (engine, dirs) = (Engine::connect().await?, Dirs::find()?);
-    let own = format!("wopr.pid={}", std::process::id());
-    let began = Instant::now();
-    while !engine.topologies_with_label(&own).await?.is_empty() {
-        assert!(began.elapsed() < PATIENCE, "{:?}", list(&engine, &dirs).await?);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    Ok(())
+    until_nothing_is_left_of(std::process::id()).await
 }
 
 #[tokio::test]
@@ -157,8 +160,8 @@ async fn a_topology_by_another_living_process_is_not_touched() -> Result<()> {
     let owner = listed
         .iter()
         .find(|entry| entry.id == id)
-        .map(|entry| entry.owner);
-    assert_eq!(owner, Some(Owner::Alive));
+        .map(|entry| &entry.owner);
+    assert!(matches!(owner, Some(Owner::Alive(_))), "{owner:?}");
     victim.kill()?;
     victim.wait()?;
     until_gone(&id).await

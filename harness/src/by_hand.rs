@@ -128,6 +128,7 @@ mod tests {
             run: "/".into(),
         };
         let set = |id: &str| ImageSet {
+            images: Vec::new(),
             id: id.into(),
             machine: "wopr/machine:1".into(),
             toxiproxy: String::new(),

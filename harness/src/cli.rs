@@ -53,9 +53,14 @@ enum Command {
     Restart(up::Restart),
     /// Stop and remove the machines; their data stays unless --volumes is given.
     Down(up::Down),
+    /// Remove what dead tests left, and idle topologies whose time is over; each boot does so, too.
+    Reap,
     /// Build and list images and golden volumes.
     #[command(subcommand)]
     Images(images::Images),
+    /// Remove image sets that nobody has used for a while, with their golden volumes; a new one does so for
+    /// what is older than two weeks or beyond 6 GiB.
+    Prune(images::Prune),
     /// Break something, show what proves it, and heal it after a while or on Ctrl-C.
     #[command(subcommand)]
     Fault(fault::Fault),
@@ -93,7 +98,9 @@ pub(crate) async fn run() -> ExitCode {
         Command::Ps(ps) => ps.run().await,
         Command::Restart(restart) => restart.run().await,
         Command::Down(down) => down.run().await,
+        Command::Reap => up::reap().await,
         Command::Images(images) => images.run().await,
+        Command::Prune(prune) => prune.run().await,
         Command::Fault(fault) => fault.run().await,
         Command::Faults => fault::list().await,
         Command::Heal => fault::heal().await,

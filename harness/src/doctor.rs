@@ -5,6 +5,7 @@ use std::process::Command;
 
 use crate::by_hand;
 use crate::dirs::Dirs;
+use crate::disk;
 use crate::engine::{Engine, Privilege, port_holder};
 use crate::machine::{PORTS, Role};
 use crate::privilege;
@@ -56,8 +57,6 @@ impl Finding {
     }
 }
 
-/// Bytes that images, golden volume and a few topologies take.
-const DISK: u64 = 6 << 30;
 /// Each nested engine takes some; the default of 128 lasts for about ten machines.
 const INOTIFY: u64 = 512;
 
@@ -102,17 +101,22 @@ async fn about_engine(engine: &Engine, dirs: &Dirs, findings: &mut Vec<(&'static
     let driver = format!("storage driver {}", info.storage_driver);
     findings.push(("storage", Finding::Ok(driver)));
     findings.push(("disk", disk(&info.root)));
-    match image::list(engine).await {
+    match image::list(engine, dirs).await {
         Ok(sets) if sets.is_empty() => {
             findings.push((
                 "images",
                 Finding::missing("none is built", "run `wopr images build`, or `wopr up`"),
             ));
         }
-        Ok(sets) => findings.push(("images", Finding::Ok(format!("image sets {}", sets.join(", "))))),
+        Ok(sets) => findings.push(("images", Finding::Ok(shown(&sets)))),
         Err(error) => findings.push(("images", Finding::missing(error, "look at the engine's log"))),
     }
     findings.push(("privilege", privilege(engine, dirs).await));
+}
+
+fn shown(sets: &[image::Stocked]) -> String {
+    let ids: Vec<&str> = sets.iter().map(|set| set.id.as_str()).collect();
+    format!("image sets {}", ids.join(", "))
 }
 
 async fn privilege(engine: &Engine, dirs: &Dirs) -> Finding {
@@ -123,7 +127,11 @@ async fn privilege(engine: &Engine, dirs: &Dirs) -> Finding {
     let Some(machine) = machine else {
         return Finding::Absent("not known before the images are built".to_owned());
     };
-    match privilege::find(engine, dirs, &machine, &Progress::silent()).await {
+    let info = match engine.info().await {
+        Ok(info) => info,
+        Err(error) => return Finding::missing(error, "look at the engine's log"),
+    };
+    match privilege::find(engine, &info, dirs, &machine, &Progress::silent()).await {
         Ok(Privilege::Full) => Finding::Ok("--privileged (17 capabilities do not do here)".to_owned()),
         Ok(_) => Finding::Ok("17 capabilities, no --privileged".to_owned()),
         Err(error) => Finding::missing(error, "use an engine that runs as root on the host itself"),
@@ -131,15 +139,14 @@ async fn privilege(engine: &Engine, dirs: &Dirs) -> Finding {
 }
 
 fn disk(root: &Path) -> Finding {
-    let Ok(stat) = rustix::fs::statvfs(root) else {
+    let Some(free) = disk::free(root) else {
         return Finding::Absent(format!("{} cannot be looked at by this user", root.display()));
     };
-    let free = stat.f_bavail * stat.f_frsize;
     let text = format!("{} GiB free at {}", free >> 30, root.display());
-    if free < DISK {
+    if free < disk::FOR_IMAGES {
         return Finding::missing(
             text,
-            "6 GiB are needed: free some (`docker system df` shows what is used)",
+            "6 GiB are needed: free some (`wopr prune`; `docker system df` shows what is used)",
         );
     }
     Finding::Ok(text)

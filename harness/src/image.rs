@@ -7,13 +7,16 @@ mod error;
 mod fixtures;
 mod golden;
 mod inputs;
+mod parcel;
+mod stock;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use sha2::{Digest as _, Sha256};
 
 use crate::dirs::Dirs;
-use crate::engine::{Engine, LABEL_IMAGE_SET};
+use crate::engine::Engine;
 use crate::machine::golden_volume;
 use crate::profile::Profile;
 use crate::progress::Progress;
@@ -21,9 +24,8 @@ use crate::service::Service;
 use crate::settings::StackSettings;
 
 pub use error::ImageError;
-
-/// Golden volumes that are kept when a new one is made: one for each of a dozen branches and choices.
-const KEPT: usize = 12;
+pub use parcel::{load, save};
+pub use stock::{Policy, Stocked, list};
 
 /// Images that belong together, and the golden volume made of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub struct ImageSet {
     pub toxiproxy: String,
     /// Image of each service.
     pub services: BTreeMap<Service, String>,
+    /// All of them, and what they are made from.
+    pub(crate) images: Vec<String>,
 }
 
 impl ImageSet {
@@ -67,8 +71,7 @@ pub async fn ensure(
     settings: &StackSettings,
     progress: &Progress,
 ) -> Result<ImageSet, ImageError> {
-    let lock = dirs.state.join("images.lock");
-    let _held = crate::engine::lock_file(&lock).await?;
+    let _held = crate::engine::lock_file(&lock(dirs)).await?;
     // The golden GPU machine boots on them, and so does every topology that chooses no other.
     wopr_models::tiny::write_all(&dirs.tiny_models())?;
     let built = built::ensure(engine, dirs, profile, progress).await?;
@@ -91,14 +94,27 @@ pub async fn ensure(
     digest.update(settings.digest());
     let set = ImageSet {
         id: hex::encode(digest.finalize())[..12].to_owned(),
-        machine: built.machine,
+        machine: built.machine.clone(),
         toxiproxy: profile.toxiproxy().unwrap_or(&built.toxiproxy).to_owned(),
+        images: all_images(&built, &services),
         services,
     };
-    if golden::ensure(engine, dirs, &set, settings, progress).await? == golden::Made::Now {
-        prune(engine, KEPT).await?;
+    match golden::ensure(engine, dirs, &set, settings, progress).await? {
+        golden::Made::Before => stock::note(dirs, &set, None)?,
+        golden::Made::Now { bytes } => {
+            stock::note(dirs, &set, Some(bytes))?;
+            stock::prune(engine, dirs, Policy::AUTOMATIC).await?;
+        }
     }
     Ok(set)
+}
+
+fn all_images(built: &built::Built, services: &BTreeMap<Service, String>) -> Vec<String> {
+    let own = [&built.machine, &built.flat, &built.toxiproxy];
+    let mut images: Vec<String> = own.into_iter().chain(services.values()).cloned().collect();
+    images.sort();
+    images.dedup();
+    images
 }
 
 /// The id of a chosen image, which is pulled when it is not on the host: `:latest` moves, and a set
@@ -129,29 +145,19 @@ async fn chosen_id(
         .unwrap_or_default())
 }
 
-/// Removes all golden volumes but the `keep` newest ones and those in use; returns their ids.
+/// Removes image sets that a policy does not keep and nothing runs on, with those of their images that no other
+/// set has; returns them.
 ///
 /// # Errors
 /// [`ImageError::Engine`].
-pub async fn prune(engine: &Engine, keep: usize) -> Result<Vec<String>, ImageError> {
-    let mut pruned = Vec::new();
-    for name in engine
-        .volumes_by_age(LABEL_IMAGE_SET)
-        .await?
-        .into_iter()
-        .skip(keep)
-    {
-        let Some(id) = name.strip_prefix("wopr-golden-") else {
-            continue;
-        };
-        match remove(engine, id).await {
-            Ok(()) => pruned.push(id.to_owned()),
-            // A topology runs on it.
-            Err(ImageError::Engine(error)) if error.is_conflict() => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(pruned)
+pub async fn prune(engine: &Engine, dirs: &Dirs, policy: Policy) -> Result<Vec<Stocked>, ImageError> {
+    let _held = crate::engine::lock_file(&lock(dirs)).await?;
+    stock::prune(engine, dirs, policy).await
+}
+
+/// Processes that make or remove images hold it.
+fn lock(dirs: &Dirs) -> PathBuf {
+    dirs.state.join("images.lock")
 }
 
 /// Removes an image set's golden volume; its images stay, since other sets share them.
@@ -162,14 +168,4 @@ pub async fn remove(engine: &Engine, id: &str) -> Result<(), ImageError> {
     // The seal first: a volume without one is never taken for whole.
     engine.remove_image(&seal(id)).await?;
     Ok(engine.remove_volume(&golden_volume(id)).await?)
-}
-
-/// The image sets whose golden volume is on this host.
-///
-/// # Errors
-/// [`ImageError::Engine`].
-pub async fn list(engine: &Engine) -> Result<Vec<String>, ImageError> {
-    let volumes = engine.volumes_with_label(LABEL_IMAGE_SET).await?;
-    let id = |name: String| name.strip_prefix("wopr-golden-").map(str::to_owned);
-    Ok(volumes.into_iter().filter_map(id).collect())
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use wopr_machine::paths;
 
@@ -12,6 +13,7 @@ use crate::engine::{
     ContainerSpec, HostPort, LABEL_MACHINE, LABEL_OWNER, LABEL_PID, LABEL_TOPOLOGY, MountSpec, PortMap,
     Privilege,
 };
+use crate::lease;
 
 mod running;
 
@@ -113,8 +115,10 @@ pub struct Setting {
     pub gid: u32,
     /// By hand: ports in place of the usual ones, by the variable that chooses them.
     pub chosen_ports: BTreeMap<String, u16>,
-    /// Directory that holds the owner's lock.
+    /// Directory that holds the topology's own, and in it the lease.
     pub owner: PathBuf,
+    /// For how long the machines stay that nobody holds the lease of.
+    pub idle: Duration,
 }
 
 /// Where Toxiproxy's API listens in the sidecar.
@@ -208,6 +212,9 @@ impl Setting {
         if machine.role() == Role::Gpu {
             mounts.push(MountSpec::directory(&self.models, paths::MODELS).read_only());
         }
+        if !self.by_hand() {
+            mounts.push(MountSpec::directory(self.lease(), paths::LEASE).read_only());
+        }
         let container = [
             ("service", machine.as_str()),
             ("container-number", "1"),
@@ -253,6 +260,11 @@ impl Setting {
         }
     }
 
+    /// The file that whoever uses the topology holds locked. By hand there is none.
+    fn lease(&self) -> PathBuf {
+        self.owner.join(&self.topology).join(lease::FILE)
+    }
+
     fn environment(&self, machine: &MachineName) -> BTreeMap<String, String> {
         let pairs = [
             ("WOPR_MACHINE", machine.role().to_string()),
@@ -260,8 +272,10 @@ impl Setting {
             ("WOPR_SOCKET_GID", self.gid.to_string()),
             ("WOPR_DNS_OTHERS", "refuse".to_owned()),
         ];
+        let idle = (paths::IDLE_SECONDS, self.idle.as_secs().to_string());
         pairs
             .into_iter()
+            .chain((!self.by_hand()).then_some(idle))
             .map(|(key, value)| (key.to_owned(), value))
             .collect()
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::dirs::Dirs;
-use crate::engine::{ContainerSpec, Engine, EngineError, MountSpec, Privilege};
+use crate::engine::{ContainerSpec, Engine, EngineError, EngineInfo, MountSpec, Privilege};
 use crate::progress::Progress;
 
 /// Neither way lets an engine run in a container.
@@ -28,12 +28,12 @@ pub enum PrivilegeError {
 /// Finds the privilege; asks the engine once and remembers its answer.
 pub(crate) async fn find(
     engine: &Engine,
+    info: &EngineInfo,
     dirs: &Dirs,
     machine_image: &str,
     progress: &Progress,
 ) -> Result<Privilege, PrivilegeError> {
     let file = dirs.state.join("privilege");
-    let info = engine.info().await?;
     // Another engine, or the same after an upgrade, is asked anew.
     let key = format!("{} {} {}", info.id, info.version, info.kernel);
     if let Some(known) = std::fs::read_to_string(&file)

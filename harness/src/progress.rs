@@ -19,6 +19,13 @@ pub enum Event<'a> {
         /// How far it is, in a line.
         text: &'a str,
     },
+    /// A task waits for something that others have to do.
+    Waits {
+        /// The task.
+        task: &'a str,
+        /// For what.
+        text: &'a str,
+    },
     /// A task ended well. One that fails ends in an error, which says more.
     Done {
         /// The task.
@@ -56,21 +63,24 @@ impl Progress {
             let line = match event {
                 Event::Began { task } => format!("wopr: {task} …\n"),
                 Event::Detail { .. } => return,
+                Event::Waits { task, text } => format!("wopr: {task}: {text}\n"),
                 Event::Done { task, took } => format!("wopr: {task}: {:.1} s\n", took.as_secs_f64()),
             };
             let _ = std::io::stderr().write_all(line.as_bytes());
         })
     }
 
-    /// As [`Progress::lines`], for those tasks alone that take longer than `patience`.
+    /// As [`Progress::lines`], for those tasks alone that take longer than `patience` or wait for others.
     pub fn lines_after(patience: Duration) -> Self {
         Self::new(move |event| {
-            if let Event::Done { task, took } = event
-                && took > patience
-            {
-                let line = format!("wopr: {task}: {:.1} s\n", took.as_secs_f64());
-                let _ = std::io::stderr().write_all(line.as_bytes());
-            }
+            let line = match event {
+                Event::Done { task, took } if took > patience => {
+                    format!("wopr: {task}: {:.1} s\n", took.as_secs_f64())
+                }
+                Event::Waits { task, text } => format!("wopr: {task}: {text}\n"),
+                _ => return,
+            };
+            let _ = std::io::stderr().write_all(line.as_bytes());
         })
     }
 
@@ -98,6 +108,14 @@ impl Task {
     /// Tells how far it is.
     pub fn detail(&self, text: &str) {
         (self.progress.0)(Event::Detail {
+            task: &self.name,
+            text,
+        });
+    }
+
+    /// Tells for what it waits.
+    pub fn waits(&self, text: &str) {
+        (self.progress.0)(Event::Waits {
             task: &self.name,
             text,
         });

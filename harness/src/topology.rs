@@ -14,9 +14,12 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
 
 pub use boot::Builder;
+pub use boot::idle_time;
+pub(crate) use boot::{Claim, Plan};
 pub use error::TopologyError;
 pub use health::{HEALTH_PATIENCE, ServiceHealth};
-pub use remains::{Leftovers, Listed, Owner, Volumes, list, remove_by_hand, sweep};
+pub(crate) use remains::Remains;
+pub use remains::{Leftovers, Listed, Owner, Sweep, Volumes, list, remove_by_hand, sweep};
 
 use tokio::sync::OnceCell;
 
@@ -30,7 +33,6 @@ use crate::machine::{GPU, MachineName, RunningMachine, Setting, VPS};
 use crate::seed::{NodeId, NodeSpec, SeedError};
 use crate::service::Service;
 use crate::settings::StackSettings;
-use remains::Remains;
 
 /// A running topology.
 ///

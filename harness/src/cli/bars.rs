@@ -27,7 +27,7 @@ pub(crate) fn progress() -> Progress {
                 bar.enable_steady_tick(TICK);
                 bars.insert(task.to_owned(), bar);
             }
-            Event::Detail { task, text } => {
+            Event::Detail { task, text } | Event::Waits { task, text } => {
                 if let Some(bar) = bars.get(task) {
                     bar.set_message(text.to_owned());
                 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use wopr_harness::pool;
 use wopr_harness::topology::Topology;
 
 use super::table::table;
@@ -17,11 +18,13 @@ pub(crate) struct Bench {
 }
 
 /// What is measured, in the order in which it happens.
-const PHASES: [&str; 4] = [
+const PHASES: [&str; 6] = [
     "request → eight services healthy",
     "seed → platform-api healthy again",
     "request → healthy and seeded",
     "down, read back",
+    "lease of a warm topology",
+    "reset, read back",
 ];
 
 impl Bench {
@@ -34,7 +37,9 @@ impl Bench {
             .await?
             .down()
             .await?;
-        let mut measured: [Vec<Duration>; 4] = Default::default();
+        let mut measured: [Vec<Duration>; 6] = Default::default();
+        // And a warm topology.
+        pool::lease(Topology::builder()).await?.give_back().await?;
         let task = progress.begin("measuring");
         for round in 1..=self.rounds {
             task.detail(&format!("round {round} of {}", self.rounds));
@@ -45,7 +50,16 @@ impl Bench {
             let seeded = began.elapsed();
             let falling = Instant::now();
             topology.down().await?;
-            let all = [healthy, seeded - healthy, seeded, falling.elapsed()];
+            let fallen = falling.elapsed();
+            let asked = Instant::now();
+            let lease = pool::lease(Topology::builder()).await?;
+            let leased = asked.elapsed();
+            // What a test leaves at least.
+            lease.seed_gpu_node().await?;
+            let returned = Instant::now();
+            lease.give_back().await?;
+            let reset = returned.elapsed();
+            let all = [healthy, seeded - healthy, seeded, fallen, leased, reset];
             measured
                 .iter_mut()
                 .zip(all)

@@ -13,7 +13,7 @@ use wopr_harness::profile::Profile;
 use wopr_harness::seed::{NodeId, seed};
 use wopr_harness::service::Service;
 use wopr_harness::settings::StackSettings;
-use wopr_harness::topology::{Topology, Volumes, remove_by_hand};
+use wopr_harness::topology::{Owner, Sweep, Topology, Volumes, idle_time, list, remove_by_hand, sweep};
 
 use wopr_machine::protocol::Request;
 
@@ -178,6 +178,10 @@ pub(crate) struct Down {
     /// Remove the volumes as well: every row, every inner image's changes.
     #[arg(long)]
     volumes: bool,
+    /// Remove all other topologies of this user as well, but for those that a running test holds: idle ones
+    /// of the pool, and what dead processes left.
+    #[arg(long)]
+    all: bool,
 }
 
 impl Down {
@@ -190,6 +194,11 @@ impl Down {
         };
         let task = bars::progress().begin("taking the machines down");
         let removed = remove_by_hand(&engine, &dirs, volumes).await?;
+        let swept = if self.all {
+            sweep(&engine, &dirs, Sweep::Free).await?
+        } else {
+            Vec::new()
+        };
         task.done();
         match removed {
             0 => say!("nothing of topology {BY_HAND} was there"),
@@ -198,6 +207,33 @@ impl Down {
                 if self.volumes { "" } else { "; its data stays" }
             ),
         }
+        say_gone(&swept);
+        if self.all {
+            for listed in list(&engine, &dirs).await? {
+                if listed.owner != Owner::ByHand {
+                    say!("topology {} stays: it belongs to {}", listed.id, listed.owner);
+                }
+            }
+        }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+fn say_gone(topologies: &[String]) {
+    for id in topologies {
+        say!("topology {id} is gone");
+    }
+}
+
+/// Removes what dead processes left, and what has been idle for longer than WOPR_POOL_IDLE.
+pub(crate) async fn reap() -> Outcome {
+    let (engine, dirs) = (Engine::connect().await?, Dirs::find()?);
+    let task = bars::progress().begin("removing what nobody holds");
+    let swept = sweep(&engine, &dirs, Sweep::Expired(idle_time()?)).await?;
+    task.done();
+    if swept.is_empty() {
+        say!("nothing was left behind");
+    }
+    say_gone(&swept);
+    Ok(ExitCode::SUCCESS)
 }

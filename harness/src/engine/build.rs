@@ -10,6 +10,7 @@ use bollard::query_parameters::{
 };
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use tokio::io::AsyncWriteExt as _;
 
 use super::{Engine, EngineError};
 
@@ -225,6 +226,51 @@ impl Engine {
             "carry images into {}",
             to.socket().display()
         )))
+    }
+
+    /// Writes images as one tar; returns its length.
+    ///
+    /// # Errors
+    /// [`EngineError::Call`] by the engine, or when the tar cannot be written.
+    pub async fn export_images(
+        &self,
+        images: &[String],
+        to: &mut (impl tokio::io::AsyncWrite + Unpin),
+    ) -> Result<u64, EngineError> {
+        let action = || EngineError::call("save images");
+        let names: Vec<&str> = images.iter().map(String::as_str).collect();
+        let mut pieces = std::pin::pin!(self.docker().export_images(&names));
+        let mut written = 0;
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.map_err(action())?;
+            let put = to.write_all(&piece).await;
+            put.map_err(|error| action()(error.into()))?;
+            written += piece.len() as u64;
+        }
+        let flushed = to.flush().await;
+        flushed.map_err(|error| action()(error.into()))?;
+        Ok(written)
+    }
+
+    /// Loads images from a tar; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// [`EngineError::Call`], as when it holds no images.
+    pub async fn import_images(
+        &self,
+        from: impl tokio::io::AsyncRead + Send + 'static,
+        name: &str,
+    ) -> Result<(), EngineError> {
+        let options = ImportImageOptionsBuilder::new().quiet(true).build();
+        let stream = tokio_util::io::ReaderStream::with_capacity(from, 1 << 20);
+        let loaded: Result<Vec<_>, _> = self
+            .docker()
+            .import_image_stream(options, stream, None)
+            .try_collect()
+            .await;
+        loaded
+            .map(drop)
+            .map_err(EngineError::call(format!("load images from {name}")))
     }
 
     /// References of the images of a repository, newest first.

@@ -12,6 +12,7 @@ use bollard::query_parameters::{
     RestartContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptions,
 };
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use sha2::{Digest as _, Sha256};
 use testcontainers::core::{AccessMode, CgroupnsMode, Host, Mount};
 use testcontainers::runners::AsyncRunner as _;
 use testcontainers::{GenericImage, ImageExt as _};
@@ -337,6 +338,31 @@ impl Engine {
             .await
     }
 
+    /// What a container is and does, in a line; the same as long as nobody changes it.
+    ///
+    /// # Errors
+    /// [`EngineError::Call`].
+    pub(crate) async fn fingerprint(&self, name: &str) -> Result<String, EngineError> {
+        let action = format!("look at container {name}");
+        let found = self
+            .docker()
+            .inspect_container(name, None::<InspectContainerOptions>)
+            .await;
+        let found = match found {
+            Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => {
+                return Ok("gone".to_owned());
+            }
+            other => other.map_err(EngineError::call(action))?,
+        };
+        let state = found.state.as_ref().and_then(|state| state.status);
+        let id = found.id.unwrap_or_default();
+        // By way of a value, whose keys are in order.
+        let made = serde_json::json!([found.config, found.host_config]).to_string();
+        let made = hex::encode(Sha256::digest(made));
+        let state = state.map_or("unknown".to_owned(), |state| state.to_string());
+        Ok(format!("container {:.12} {state} {:.12}", id, made))
+    }
+
     /// Looks at a container; `None` when it is not there.
     ///
     /// # Errors
@@ -494,6 +520,15 @@ impl Engine {
             .start_container(name, None::<StartContainerOptions>)
             .await;
         started.map_err(EngineError::call(format!("start {name}")))
+    }
+
+    /// Lets a container go on that was paused.
+    ///
+    /// # Errors
+    /// [`EngineError::Call`].
+    pub(crate) async fn unpause(&self, name: &str) -> Result<(), EngineError> {
+        let unpaused = self.docker().unpause_container(name).await;
+        unpaused.map_err(EngineError::call(format!("let container {name} go on")))
     }
 
     /// Stops a container: SIGTERM, and SIGKILL after `grace`.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{ImageError, base, fixtures, inputs};
 use crate::dirs::Dirs;
+use crate::disk;
 use crate::engine::{BuildContext, Engine};
 use crate::profile::Profile;
 use crate::progress::Progress;
@@ -13,6 +14,8 @@ use crate::service::Service;
 /// References of the images that are built here.
 pub(crate) struct Built {
     pub(crate) machine: String,
+    /// What the images of the services are further names of.
+    pub(crate) flat: String,
     pub(crate) toxiproxy: String,
     pub(crate) services: BTreeMap<Service, String>,
 }
@@ -51,6 +54,7 @@ pub(crate) async fn ensure(
     let named = |name: &str| format!("wopr/{name}:{id}");
     let built = Built {
         machine,
+        flat,
         toxiproxy: named("toxiproxy"),
         services: Service::ALL
             .into_iter()
@@ -69,22 +73,28 @@ pub(crate) async fn ensure(
         }
     }
     let needs_toxiproxy = engine.image(&built.toxiproxy).await?.is_none();
-    let needs_flat = (needs_toxiproxy || !missing.is_empty()) && engine.image(&flat).await?.is_none();
+    let needs_flat = (needs_toxiproxy || !missing.is_empty()) && engine.image(&built.flat).await?.is_none();
     if needs_machine || needs_flat {
+        disk::check(&engine.info().await?.root, disk::FOR_IMAGES, "images")?;
         base::ensure(engine, progress).await?;
     }
     if needs_machine {
         build_machine(engine, dirs, &built.machine, progress).await?;
     }
     if needs_flat {
-        build_flat(engine, dirs, &flat, progress).await?;
+        build_flat(engine, dirs, &built.flat, progress).await?;
     }
     for service in missing {
-        let dockerfile = format!("FROM {flat}\n{}", configuration(service));
+        let dockerfile = format!("FROM {}\n{}", built.flat, configuration(service));
         configure(engine, &built.services[&service], &dockerfile).await?;
     }
     if needs_toxiproxy {
-        configure(engine, &built.toxiproxy, &format!("FROM {flat}\n{TOXIPROXY}")).await?;
+        configure(
+            engine,
+            &built.toxiproxy,
+            &format!("FROM {}\n{TOXIPROXY}", built.flat),
+        )
+        .await?;
     }
     Ok(built)
 }

@@ -18,6 +18,9 @@ pub enum ImageError {
     /// A directory's part failed.
     #[error(transparent)]
     Dirs(#[from] DirsError),
+    /// The disk has no room for it.
+    #[error(transparent)]
+    Disk(#[from] crate::disk::DiskFull),
     /// An input cannot be read.
     #[error("cannot {action} {path}: {source}")]
     Io {

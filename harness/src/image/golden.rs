@@ -31,7 +31,10 @@ pub(crate) enum Made {
     /// It was there.
     Before,
     /// It was made.
-    Now,
+    Now {
+        /// What it takes.
+        bytes: u64,
+    },
 }
 
 /// Makes the volume unless it is there and sealed.
@@ -57,12 +60,15 @@ pub(crate) async fn ensure(
     engine.create_volume(&volume, labels).await?;
     let made = maker.make(progress).await;
     maker.clear_machines().await?;
-    if let Err(error) = made {
-        engine.remove_volume(&volume).await?;
-        return Err(error);
-    }
+    let bytes = match made {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            engine.remove_volume(&volume).await?;
+            return Err(error);
+        }
+    };
     engine.tag(&set.machine, &set.seal()).await?;
-    Ok(Made::Now)
+    Ok(Made::Now { bytes })
 }
 
 struct Maker<'a> {
@@ -73,16 +79,18 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    async fn make(&self, progress: &Progress) -> Result<(), ImageError> {
+    /// Returns what the volume takes, in bytes.
+    async fn make(&self, progress: &Progress) -> Result<u64, ImageError> {
         let task = progress.begin("loading the images into a golden volume");
         self.load_images(&task).await?;
         task.done();
+        let mut bytes = 0;
         for role in [Role::Vps, Role::Gpu] {
             let task = progress.begin(format!("booting a golden {role} machine"));
-            self.boot_stack(role, &task).await?;
+            bytes = self.boot_stack(role, &task).await?;
             task.done();
         }
-        Ok(())
+        Ok(bytes)
     }
 
     async fn load_images(&self, task: &Task) -> Result<(), ImageError> {
@@ -102,7 +110,8 @@ impl Maker<'_> {
         Ok(())
     }
 
-    async fn boot_stack(&self, role: Role, task: &Task) -> Result<(), ImageError> {
+    /// Returns what the volume takes with it.
+    async fn boot_stack(&self, role: Role, task: &Task) -> Result<u64, ImageError> {
         let (mut control, directory) = self.start(&role.to_string(), "golden-stack", role, task).await?;
         let inner = Engine::at(engine_socket(&directory)).await?;
         for service in Service::of(role) {
@@ -110,7 +119,14 @@ impl Maker<'_> {
             self.until_healthy(service, &mut control, &inner).await?;
         }
         control.ask(&Request::Capture).await?;
-        Ok(())
+        let listed = control
+            .run(&["du", "--summarize", "--bytes", paths::GOLDEN], STOP_GRACE)
+            .await?;
+        let bytes = listed
+            .split_whitespace()
+            .next()
+            .and_then(|bytes| bytes.parse().ok());
+        Ok(bytes.unwrap_or_default())
     }
 
     fn name(&self, part: &str) -> String {

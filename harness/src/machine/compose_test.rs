@@ -41,6 +41,7 @@ fn setting() -> Setting {
         gid: 7,
         chosen_ports: BTreeMap::new(),
         owner: "/run".into(),
+        idle: std::time::Duration::ZERO,
     }
 }
 

@@ -129,6 +129,25 @@ impl RunningMachine {
         self.host.container(&self.container).await
     }
 
+    /// Lets it go on if it is paused.
+    ///
+    /// # Errors
+    /// [`EngineError::Call`].
+    pub(crate) async fn unpause(&self) -> Result<(), EngineError> {
+        match self.state().await? {
+            Some(state) if state.paused => self.host.unpause(&self.container).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// What its container is and does, in a line; the same as long as nobody changes it.
+    ///
+    /// # Errors
+    /// [`EngineError::Call`].
+    pub(crate) async fn fingerprint(&self) -> Result<String, EngineError> {
+        self.host.fingerprint(&self.container).await
+    }
+
     /// What a service's container is doing; `None` when the machine has none.
     ///
     /// # Errors

@@ -1,22 +1,25 @@
 //! From a request to eight healthy services.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use rand::RngExt as _;
+use sha2::{Digest as _, Sha256};
 
 use super::remains::Remains;
-use super::{Topology, TopologyError, Volumes, sweep};
+use super::{Sweep, Topology, TopologyError, Volumes, sweep};
 use tokio::sync::OnceCell;
 
 use crate::by_hand;
 use crate::clock::{self, Rate};
 use crate::control::Control;
 use crate::dirs::{self, Dirs};
-use crate::engine::{Engine, Lan};
+use crate::disk;
+use crate::engine::{Engine, Lan, Privilege};
 use crate::history::Deeds;
-use crate::image;
+use crate::image::{self, ImageSet};
 use crate::machine::{BY_HAND, GPU, MachineName, Role, RunningMachine, Setting, VPS};
 use crate::models;
 use crate::privilege;
@@ -126,74 +129,191 @@ impl Builder {
     /// # Errors
     /// [`TopologyError`] with the machine or service, and its last words.
     pub async fn boot(self) -> Result<Topology, TopologyError> {
+        self.plan().await?.boot().await
+    }
+
+    /// Decides all that a topology is made from, and makes images that are missing.
+    pub(crate) async fn plan(self) -> Result<Plan, TopologyError> {
         let dirs = Dirs::find()?;
         let engine = Engine::connect().await?;
+        let for_tests = StackSettings::for_tests(&dirs)?;
         let defaults = match (&self.resting, self.by_hand) {
             (Some(resting), _) => resting.settings.clone(),
             (None, true) => StackSettings::by_hand(&dirs)?,
-            (None, false) => StackSettings::for_tests(&dirs)?,
+            (None, false) => for_tests.clone(),
         };
-        let set = image::ensure(
-            &engine,
-            &dirs,
-            &self.profile,
-            &StackSettings::for_tests(&dirs)?,
-            &self.progress,
-        )
-        .await?;
-        let privilege = privilege::find(&engine, &dirs, &set.machine, &self.progress).await?;
+        let set = image::ensure(&engine, &dirs, &self.profile, &for_tests, &self.progress).await?;
         let settings = self
             .changes
             .iter()
             .fold(defaults, |settings, (role, variable, value)| {
                 settings.with(*role, variable, value)
             });
-        let chosen_ports = if self.by_hand {
-            by_hand::ports(&dirs)?
-        } else {
-            BTreeMap::new()
-        };
-        let models = self.models.clone().unwrap_or_else(|| dirs.tiny_models());
-        models::check(&models, &settings.of(Role::Gpu))?;
+        Ok(Plan {
+            models: self.models.unwrap_or_else(|| dirs.tiny_models()),
+            idle: idle_time()?,
+            dirs,
+            engine,
+            set,
+            settings,
+            by_hand: self.by_hand,
+            rate: self.rate,
+            resting: self.resting,
+            progress: self.progress,
+        })
+    }
+}
 
-        let task = self.progress.begin("booting two machines");
-        let (sweep_engine, sweep_dirs) = (engine.clone(), dirs.clone());
-        let swept = sweep_for_a_while(&sweep_engine, &sweep_dirs);
-        let setting = |topology: String, control: PathBuf| Setting {
+/// How long a topology stays that nobody uses: `WOPR_POOL_IDLE`, in seconds.
+///
+/// # Errors
+/// [`BadNumber`](crate::env::BadNumber).
+pub fn idle_time() -> Result<Duration, crate::env::BadNumber> {
+    Ok(Duration::from_secs(
+        crate::env::number("WOPR_POOL_IDLE")?.unwrap_or(60),
+    ))
+}
+
+/// All that a topology is made from.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) dirs: Dirs,
+    pub(crate) engine: Engine,
+    pub(crate) progress: Progress,
+    pub(crate) idle: Duration,
+    set: ImageSet,
+    settings: StackSettings,
+    models: PathBuf,
+    by_hand: bool,
+    rate: Rate,
+    resting: Option<Resting>,
+}
+
+/// A place for a topology that is to be booted.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    topology: String,
+    remains: Remains,
+}
+
+impl Plan {
+    /// The same for topologies that are made from the same: one can stand in for the other.
+    pub(crate) fn key(&self) -> String {
+        let mut hash = Sha256::new();
+        let parts = [
+            self.set.id.clone(),
+            self.set.machine.clone(),
+            self.set.toxiproxy.clone(),
+            self.models.display().to_string(),
+            self.dirs.root.display().to_string(),
+            self.rate.to_string(),
+            self.idle.as_secs().to_string(),
+        ];
+        for part in parts {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        hash.update(self.settings.digest());
+        hex::encode(hash.finalize())[..12].to_owned()
+    }
+
+    /// How machines of a topology of this plan are set.
+    fn setting(&self, topology: String, control: PathBuf, privilege: Privilege) -> Setting {
+        Setting {
             topology,
-            root: dirs.root.clone(),
+            root: self.dirs.root.clone(),
             control,
-            image: set.machine.clone(),
-            toxiproxy: set.toxiproxy.clone(),
-            image_set: set.id.clone(),
-            models,
+            image: self.set.machine.clone(),
+            toxiproxy: self.set.toxiproxy.clone(),
+            image_set: self.set.id.clone(),
+            models: self.models.clone(),
             addresses: BTreeMap::new(),
             privilege,
             gid: rustix::process::getgid().as_raw(),
-            chosen_ports: chosen_ports.clone(),
-            owner: dirs.run.clone(),
-        };
-        let (setting, remains) = if self.by_hand {
-            let control = dirs.by_hand_control()?;
-            let remains = Remains::of_another(engine.clone(), BY_HAND, dirs.root.join("local/.run"));
-            (setting(BY_HAND.to_owned(), control), remains)
-        } else if let Some(resting) = self.resting {
-            (
-                setting(resting.topology.clone(), dirs.run.join(&resting.topology)),
-                resting.remains,
+            chosen_ports: BTreeMap::new(),
+            owner: self.dirs.run.clone(),
+            idle: self.idle,
+        }
+    }
+
+    /// The ways to a topology of this plan that runs.
+    pub(crate) async fn attach(
+        &self,
+        topology: &str,
+        addresses: BTreeMap<MachineName, Ipv4Addr>,
+        remains: Remains,
+    ) -> Result<Topology, TopologyError> {
+        let setting = Setting {
+            addresses,
+            // Of no account: its machines run.
+            ..self.setting(
+                topology.to_owned(),
+                self.dirs.run.join(topology),
+                Privilege::Nested,
             )
-        } else {
-            let topology = new_id();
-            let remains = Remains::own(engine.clone(), &dirs, &topology)?;
-            (setting(topology.clone(), dirs.run.join(&topology)), remains)
         };
+        let (dirs, engine) = (self.dirs.clone(), self.engine.clone());
+        Topology::attach(dirs, engine, setting, self.settings.clone(), self.rate, remains).await
+    }
+
+    /// Claims the place of a new topology: from here on it counts, and something answers for its removal.
+    pub(crate) fn claim(&mut self) -> Result<Claim, TopologyError> {
+        if let Some(resting) = self.resting.take() {
+            return Ok(Claim {
+                topology: resting.topology,
+                remains: resting.remains,
+            });
+        }
+        let topology = new_id();
+        let remains = Remains::own(self.engine.clone(), &self.dirs, &topology, self.idle)?;
+        Ok(Claim { topology, remains })
+    }
+
+    /// Boots one.
+    pub(crate) async fn boot(mut self) -> Result<Topology, TopologyError> {
+        if self.by_hand {
+            let control = self.dirs.by_hand_control()?;
+            let chosen_ports = by_hand::ports(&self.dirs)?;
+            let remains =
+                Remains::of_another(self.engine.clone(), BY_HAND, self.dirs.root.join("local/.run"));
+            let claim = Claim {
+                topology: BY_HAND.to_owned(),
+                remains,
+            };
+            return self.boot_at(control, chosen_ports, claim).await;
+        }
+        let claim = self.claim()?;
+        self.boot_claimed(claim).await
+    }
+
+    /// Boots the one that was claimed.
+    pub(crate) async fn boot_claimed(&self, claim: Claim) -> Result<Topology, TopologyError> {
+        let control = self.dirs.run.join(&claim.topology);
+        self.boot_at(control, BTreeMap::new(), claim).await
+    }
+
+    async fn boot_at(
+        &self,
+        control: PathBuf,
+        chosen_ports: BTreeMap<String, u16>,
+        claim: Claim,
+    ) -> Result<Topology, TopologyError> {
+        let (dirs, engine) = (&self.dirs, &self.engine);
+        models::check(&self.models, &self.settings.of(Role::Gpu))?;
+        let info = engine.info().await?;
+        disk::check(&info.root, disk::for_boot()?, "two machines")?;
+        let privilege = privilege::find(engine, &info, dirs, &self.set.machine, &self.progress).await?;
+        let task = self.progress.begin("booting two machines");
+        let swept = sweep_for_a_while(engine, dirs, self.idle);
+        let mut setting = self.setting(claim.topology, control, privilege);
+        setting.chosen_ports = chosen_ports;
         let booting = Booting {
-            dirs,
-            engine,
+            dirs: dirs.clone(),
+            engine: engine.clone(),
             setting,
-            settings,
+            settings: self.settings.clone(),
             rate: self.rate,
-            remains,
+            remains: claim.remains,
         };
         let (topology, ()) = tokio::join!(booting.boot(&task), swept);
         let topology = topology?;
@@ -204,8 +324,8 @@ impl Builder {
 
 /// Removes what dead processes left, beside the boot. It neither holds a boot up nor fails it: what would
 /// not go is told of, and tried again at the next.
-async fn sweep_for_a_while(engine: &Engine, dirs: &Dirs) {
-    match tokio::time::timeout(SWEEP, sweep(engine, dirs)).await {
+async fn sweep_for_a_while(engine: &Engine, dirs: &Dirs, idle: Duration) {
+    match tokio::time::timeout(SWEEP, sweep(engine, dirs, Sweep::Expired(idle))).await {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => eprintln!("wopr: while sweeping what a dead process left: {error}"),
         Err(_) => eprintln!(
@@ -354,7 +474,7 @@ impl Topology {
         let dirs = Dirs::find()?;
         let engine = Engine::connect().await?;
         let settings = StackSettings::by_hand(&dirs)?;
-        let mut setting = Setting {
+        let setting = Setting {
             topology: BY_HAND.to_owned(),
             root: dirs.root.clone(),
             control: dirs.by_hand_control()?,
@@ -367,9 +487,25 @@ impl Topology {
             gid: rustix::process::getgid().as_raw(),
             chosen_ports: BTreeMap::new(),
             owner: dirs.run.clone(),
+            idle: Duration::ZERO,
         };
+        let remains = Remains::of_another(engine.clone(), BY_HAND, dirs.root.join("local/.run"));
+        let topology = Self::attach(dirs, engine, setting, settings, Rate::TRUE, remains);
+        topology.await
+    }
+
+    /// The ways to machines that run already.
+    async fn attach(
+        dirs: Dirs,
+        engine: Engine,
+        setting: Setting,
+        settings: StackSettings,
+        rate: Rate,
+        remains: Remains,
+    ) -> Result<Self, TopologyError> {
+        let mut setting = setting;
         let mut machines = BTreeMap::new();
-        for name in [VPS, GPU] {
+        for (name, address) in setting.addresses.clone() {
             let container = setting.name(name.as_str());
             let state = engine
                 .container(&container)
@@ -377,23 +513,34 @@ impl Topology {
                 .filter(|state| state.running || state.paused);
             let state = state.ok_or(TopologyError::NotUp)?;
             setting.image = state.image;
-            let (directory, address) = (setting.control_directory(&name), setting.addresses[&name]);
+            let directory = setting.control_directory(&name);
             let machine =
                 RunningMachine::connect(name.clone(), engine.clone(), container, directory, address).await?;
             machines.insert(name, machine);
         }
-        let remains = Remains::of_another(engine.clone(), BY_HAND, dirs.root.join("local/.run"));
         Ok(Self {
             dirs,
             engine,
             setting,
             settings,
             machines,
-            rate: Rate::TRUE,
+            rate,
             deeds: Deeds::default(),
             sidecar: OnceCell::new(),
             remains,
         })
+    }
+
+    /// The same topology for another runtime: its connections end with the runtime that they were made in.
+    pub(crate) async fn anew(self) -> Result<Self, TopologyError> {
+        let engine = Engine::at(self.engine.socket().to_owned()).await?;
+        let remains = self.remains.with_engine(engine.clone());
+        Self::attach(self.dirs, engine, self.setting, self.settings, self.rate, remains).await
+    }
+
+    /// Lets go of it: it stays as it is, for the next to take.
+    pub(crate) fn let_go(self) -> Result<(), TopologyError> {
+        self.remains.let_go()
     }
 
     /// Looks at the time of two of platform-api's answers: it runs as fast as was asked.

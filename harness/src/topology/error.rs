@@ -83,6 +83,12 @@ pub enum TopologyError {
     /// platform-api's clock.
     #[error(transparent)]
     Clock(#[from] crate::clock::ClockError),
+    /// The disk has no room for two machines.
+    #[error(transparent)]
+    Disk(#[from] crate::disk::DiskFull),
+    /// A setting in the environment.
+    #[error(transparent)]
+    Environment(#[from] crate::env::BadNumber),
     /// local/.env.
     #[error(transparent)]
     ByHand(#[from] crate::by_hand::ByHandError),
@@ -105,7 +111,7 @@ pub enum TopologyError {
         /// Its id.
         topology: String,
         /// What is left.
-        leftovers: Leftovers,
+        leftovers: Box<Leftovers>,
     },
 }
 

@@ -1,25 +1,36 @@
-//! A process beside each topology that outlives a killed owner, and then removes what that left.
+//! A process beside each topology that outlives a killed owner, and then removes what that left; one that is
+//! idle in the pool it removes when its time is over.
 //!
-//! It waits for the owner's lock, which the kernel lets go of however the owner ends, in a session of its
-//! own and with no stream of the owner's open: the end of a test's process group does not reach it, and no test
-//! runner takes it for a leak. Where it is killed as well, the next boot sweeps.
+//! It waits for the topology's lease, which the kernel lets go of however the holder ends, in a session of its
+//! own and with no stream of the holder's open: the end of a test's process group does not reach it, and no test
+//! runner takes it for a leak. Where it is killed as well, the machines end by themselves, and the next boot
+//! sweeps the rest.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use super::TopologyError;
 
-/// Arguments: the lock, the topology's id, its directory. Bounded: an engine that removes nothing for ten
-/// minutes is the next boot's to deal with.
+/// Arguments: the topology's id, its directory, seconds that it may be idle. The removal is bounded: an engine
+/// that removes nothing for ten minutes is the next boot's to deal with.
 const SCRIPT: &str = r#"
-flock --shared "$1" true
-label="label=wopr.topology=$2" empty=0 round=0
+while [ -e "$2/lease" ]; do
+  exec 9<>"$2/lease" && flock 9
+  idle_since=$(stat --format %Y "$2/idle" 2>/dev/null || echo 0)
+  left=$((idle_since + $3 - $(date +%s)))
+  [ $left -gt 0 ] || break
+  exec 9>&-
+  sleep $left
+done
+[ ! -e "$2" ] || echo "its keeper, which removes it" >"$2/holder"
+label="label=wopr.topology=$1" empty=0 round=0
 while [ $empty -lt 2 ] && [ $round -lt 600 ]; do
   round=$((round + 1))
   containers=$(docker ps --all --quiet --filter "$label")
   networks=$(docker network ls --quiet --filter "$label")
   # By name: a container that was being made while its volumes were removed makes them anew, without labels.
-  volumes=$(docker volume ls --quiet --filter "name=^wopr-$2-")
+  volumes=$(docker volume ls --quiet --filter "name=^wopr-$1-")
   if [ -z "$containers$networks$volumes" ]; then
     # A container that was being made when the owner ended comes a moment later.
     empty=$((empty + 1))
@@ -31,22 +42,22 @@ while [ $empty -lt 2 ] && [ $round -lt 600 ]; do
   fi
   sleep 1
 done
-rm -rf "$3"
+rm -rf "$2"
 "#;
 
-/// Starts it. The lock has to be held by now. Without `docker`, `setsid` or `flock` there is none, and the
+/// Starts it. The lease has to be held by now. Without `docker`, `setsid` or `flock` there is none, and the
 /// next boot's sweep does its work.
 pub(super) fn start(
-    lock: &Path,
     topology: &str,
     directory: &Path,
     socket: &Path,
+    idle: Duration,
 ) -> Result<(), TopologyError> {
     let started = Command::new("setsid")
         .args(["sh", "-c", SCRIPT, "wopr-keeper"])
-        .arg(lock)
         .arg(topology)
         .arg(directory)
+        .arg(idle.as_secs().to_string())
         .env("DOCKER_HOST", format!("unix://{}", socket.display()))
         .current_dir("/")
         .stdin(Stdio::null())

@@ -13,10 +13,9 @@ use super::{TopologyError, keeper};
 use crate::control::Control;
 use crate::dirs::Dirs;
 use crate::engine::{Engine, EngineError, LABEL_OWNER, LABEL_TOPOLOGY};
+use crate::lease::{self, Held, Standing};
 use crate::machine::BY_HAND;
 
-/// File in a topology's directory that its owner holds locked for as long as it lives.
-const OWNER_LOCK: &str = "owner.lock";
 /// A removal that the engine is still busy with shows as a leftover for a moment.
 const ROUNDS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
@@ -121,27 +120,45 @@ pub(crate) struct Remains {
     topology: String,
     directory: PathBuf,
     at_drop: AtDrop,
-    /// Holds the owner's lock; the kernel lets go of it when this process ends, however it ends.
-    _lock: Option<std::fs::File>,
+    /// The kernel lets go of it when this process ends, however it ends.
+    lease: Option<Held>,
 }
 
 impl Remains {
-    /// Makes the topology's directory, and takes its owner's lock.
-    pub(crate) fn own(engine: Engine, dirs: &Dirs, topology: &str) -> Result<Self, TopologyError> {
+    /// Makes the topology's directory, and takes its lease.
+    pub(crate) fn own(
+        engine: Engine,
+        dirs: &Dirs,
+        topology: &str,
+        idle: Duration,
+    ) -> Result<Self, TopologyError> {
         let directory = dirs.run.join(topology);
         crate::dirs::make_private(&directory)?;
-        let path = directory.join(OWNER_LOCK);
-        let lock = std::fs::File::create(&path).map_err(TopologyError::io("make", &path))?;
-        lock.try_lock()
-            .map_err(|error| TopologyError::io("lock", &path)(error.into()))?;
-        keeper::start(&path, topology, &directory, engine.socket())?;
-        Ok(Self {
+        let lease = Held::make(&directory).map_err(TopologyError::io("make the lease in", &directory))?;
+        keeper::start(topology, &directory, engine.socket(), idle)?;
+        Ok(Self::taken(engine, topology, directory, lease))
+    }
+
+    /// Answers from now on for a topology whose lease was taken.
+    pub(crate) fn taken(engine: Engine, topology: &str, directory: PathBuf, lease: Held) -> Self {
+        Self {
             engine,
             topology: topology.to_owned(),
             directory,
             at_drop: AtDrop::Go,
-            _lock: Some(lock),
-        })
+            lease: Some(lease),
+        }
+    }
+
+    /// Lets go of a topology that stays, clean, for the next to take.
+    pub(crate) fn let_go(mut self) -> Result<(), TopologyError> {
+        self.at_drop = AtDrop::Stay;
+        match self.lease.take() {
+            Some(lease) => lease
+                .let_go()
+                .map_err(TopologyError::io("let go of", &self.directory)),
+            None => Ok(()),
+        }
     }
 
     /// Looks after a topology that outlives this process.
@@ -151,8 +168,15 @@ impl Remains {
             topology: topology.to_owned(),
             directory,
             at_drop: AtDrop::Stay,
-            _lock: None,
+            lease: None,
         }
+    }
+
+    /// The same, by another connection to the engine.
+    pub(crate) fn with_engine(mut self, engine: Engine) -> Self {
+        let mut given = self.hand_over();
+        given.engine = engine;
+        given
     }
 
     /// The duty to remove, for whoever boots on the same volumes.
@@ -162,7 +186,7 @@ impl Remains {
             topology: self.topology.clone(),
             directory: self.directory.clone(),
             at_drop: self.at_drop,
-            _lock: self._lock.take(),
+            lease: self.lease.take(),
         };
         self.at_drop = AtDrop::Stay;
         given
@@ -274,7 +298,7 @@ async fn remove(
     }
     Err(TopologyError::Leftovers {
         topology: topology.to_owned(),
-        leftovers: left,
+        leftovers: Box::new(left),
     })
 }
 
@@ -285,34 +309,41 @@ fn remove_directory(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Removes the topologies of this user's dead processes; returns their ids. Those of living ones, and
+/// Which of the topologies that nobody holds are to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sweep {
+    /// What dead processes left, and idle ones whose time is over.
+    Expired(Duration),
+    /// Every one.
+    Free,
+}
+
+/// Removes topologies of this user that nobody holds; returns their ids. Those of living processes, and
 /// what was started by hand, are not touched.
 ///
 /// # Errors
 /// [`TopologyError::Leftovers`] for one that would not go.
-pub async fn sweep(engine: &Engine, dirs: &Dirs) -> Result<Vec<String>, TopologyError> {
+pub async fn sweep(engine: &Engine, dirs: &Dirs, which: Sweep) -> Result<Vec<String>, TopologyError> {
     let mut swept = Vec::new();
     for topology in owned(engine, dirs).await? {
         let directory = dirs.run.join(&topology);
-        // Whoever holds the lock lives; without the file, the removal had come that far.
-        let lock = std::fs::File::options()
-            .write(true)
-            .open(directory.join(OWNER_LOCK));
-        if lock.is_ok_and(|lock| lock.try_lock().is_err()) {
+        let stays = match (lease::standing(&directory), which) {
+            (Standing::Held { .. }, _) => true,
+            (Standing::Idle { since }, Sweep::Expired(idle)) => since < idle,
+            (Standing::Idle { .. }, Sweep::Free) | (Standing::Dead, _) => false,
+        };
+        if stays {
+            continue;
+        }
+        // Held while it is removed, so that nobody takes it. Without the file, the removal had come that far.
+        let held = Held::take(&directory);
+        if held.is_none() && directory.join(lease::FILE).exists() {
             continue;
         }
         remove(engine, &topology, &directory, Volumes::Remove).await?;
         swept.push(topology);
     }
     Ok(swept)
-}
-
-/// Whoever holds the lock lives; without the file, the removal had come that far.
-fn is_alive(directory: &Path) -> bool {
-    let lock = std::fs::File::options()
-        .write(true)
-        .open(directory.join(OWNER_LOCK));
-    lock.is_ok_and(|lock| lock.try_lock().is_err())
 }
 
 /// Topologies that carry our label or have a directory of ours.
@@ -325,7 +356,7 @@ async fn owned(engine: &Engine, dirs: &Dirs) -> Result<BTreeSet<String>, Topolog
             .metadata()
             .and_then(|meta| meta.modified())
             .is_ok_and(|at| at.elapsed().is_ok_and(|age| age > SETTLED));
-        if settled && entry.path().join(OWNER_LOCK).exists() {
+        if settled && entry.path().join(lease::FILE).exists() {
             found.extend(entry.file_name().into_string());
         }
     }
@@ -333,12 +364,14 @@ async fn owned(engine: &Engine, dirs: &Dirs) -> Result<BTreeSet<String>, Topolog
 }
 
 /// Who answers for a topology.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Owner {
     /// A person, who started it by hand.
     ByHand,
-    /// A process that lives.
-    Alive,
+    /// A process that lives; who, as far as is known.
+    Alive(String),
+    /// Nobody: it is clean, and waits so long for the next test.
+    Idle(Duration),
     /// A process that has ended; the next boot sweeps it.
     Dead,
     /// Somebody else: another user, or another WOPR_RUN_DIR.
@@ -347,12 +380,13 @@ pub enum Owner {
 
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::ByHand => "by hand",
-            Self::Alive => "a running process",
-            Self::Dead => "a process that has ended",
-            Self::Another => "another user",
-        })
+        match self {
+            Self::ByHand => f.pad("by hand"),
+            Self::Alive(who) => f.pad(who),
+            Self::Idle(since) => f.pad(&format!("the pool, idle for {} s", since.as_secs())),
+            Self::Dead => f.pad("a process that has ended"),
+            Self::Another => f.pad("another user"),
+        }
     }
 }
 
@@ -378,8 +412,11 @@ pub async fn list(engine: &Engine, dirs: &Dirs) -> Result<Vec<Listed>, TopologyE
         let owner = match id.as_str() {
             BY_HAND => Owner::ByHand,
             _ if !ours.contains(&id) => Owner::Another,
-            _ if is_alive(&dirs.run.join(&id)) => Owner::Alive,
-            _ => Owner::Dead,
+            _ => match lease::standing(&dirs.run.join(&id)) {
+                Standing::Held { by } => Owner::Alive(by),
+                Standing::Idle { since } => Owner::Idle(since),
+                Standing::Dead => Owner::Dead,
+            },
         };
         let containers = engine
             .containers_with_label(&format!("{LABEL_TOPOLOGY}={id}"))

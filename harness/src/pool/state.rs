@@ -1,0 +1,213 @@
+//! What a topology looks like: read back after each lease, and compared with what it was at first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use wopr_machine::paths::{CLOCK, CLOCK_RATE, STACK_ENV};
+use wopr_machine::protocol::{Reply, Request};
+
+use super::database;
+use crate::control::ControlError;
+use crate::machine::{RunningMachine, VPS};
+use crate::topology::{Topology, TopologyError};
+
+/// A listing takes milliseconds.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Prints a line for each packet rule, queue, address, route and program of a machine. Not in it is what
+/// another start of the same changes: counters, the addresses of inner containers, the ports of the
+/// engine's own resolver. Of the programs, those that the machine itself started or inherited.
+const LISTING: &str = r#"
+{ iptables-save; ip6tables-save; } 2>/dev/null | sed -E \
+  -e '/^(#|COMMIT)/d' -e 's/ ?\[[0-9:]+\]//' -e 's/10\.86\.([0-9]+)\.[0-9]+\/32/10.86.\1.x/' \
+  -e 's/(10\.86\.[0-9]+)\.[0-9]+:/\1.x:/' -e 's/(127\.0\.0\.11:|--sport )[0-9]+/\1x/' -e 's/^/rule /'
+tc qdisc show | grep -v noqueue | sed 's/^/queue /'
+ip -4 -oneline address | awk '{ print "address", $2, $4 }' | sed -E 's/^(address) (br-|veth)[^ ]*/\1 \2/'
+ip -4 route | sed -E -e 's/br-[0-9a-f]+/br-/' -e 's/^/route /'
+ps -eo pid=,ppid=,comm= | awk -v self=$$ '
+  { parent[$1] = $2; name[$1] = $3 }
+  END { for (p in name) { up = parent[p]; if (p != self && up != self && (up == 1 || name[up] == "wopr-machine")) print "program", name[p] } }'
+"#;
+
+/// What was read of a topology, as lines by aspect.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State(BTreeMap<String, Vec<String>>);
+
+/// How a topology differs from what it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Of what, as `vps` or `database`.
+    pub aspect: String,
+    /// Lines that were there and are not.
+    pub lost: Vec<String>,
+    /// Lines that were not there and are.
+    pub left: Vec<String>,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lost = self.lost.iter().map(|line| format!("lost {line:?}"));
+        let left = self.left.iter().map(|line| format!("left {line:?}"));
+        let all: Vec<_> = lost.chain(left).collect();
+        write!(f, "{}: {}", self.aspect, all.join(", "))
+    }
+}
+
+impl State {
+    /// Reads a topology.
+    pub(crate) async fn read(topology: &Topology) -> Result<Self, TopologyError> {
+        let machines = futures_util::future::try_join_all(topology.machines().map(of_machine));
+        let services = of_services(topology);
+        let (machines, services, database, recorder) = tokio::try_join!(
+            machines,
+            services,
+            database::read(topology),
+            of_recorder(topology)
+        )?;
+        let mut all: BTreeMap<_, _> = machines.into_iter().flatten().collect();
+        all.insert("services".to_owned(), services);
+        all.insert("database".to_owned(), database);
+        all.insert("recorder".to_owned(), recorder);
+        all.insert("clock".to_owned(), of_clock(topology)?);
+        all.insert("sidecar".to_owned(), of_sidecar(topology).await?);
+        Ok(Self(all))
+    }
+
+    /// Lines of an aspect.
+    pub(crate) fn lines(&self, aspect: &str) -> &[String] {
+        self.0.get(aspect).map_or(&[], Vec::as_slice)
+    }
+
+    /// How `now` differs.
+    pub(crate) fn differences(&self, now: &Self) -> Vec<Difference> {
+        let aspects: BTreeSet<&String> = self.0.keys().chain(now.0.keys()).collect();
+        let difference = |aspect: &String| {
+            let (was, is) = (self.lines(aspect), now.lines(aspect));
+            let difference = Difference {
+                aspect: aspect.clone(),
+                lost: without(was, is),
+                left: without(is, was),
+            };
+            (!difference.lost.is_empty() || !difference.left.is_empty()).then_some(difference)
+        };
+        aspects.into_iter().filter_map(difference).collect()
+    }
+}
+
+/// The lines of `all` that `taken` has not, each as often as it is there.
+fn without(all: &[String], taken: &[String]) -> Vec<String> {
+    let mut counts = BTreeMap::new();
+    for line in taken {
+        *counts.entry(line).or_insert(0) += 1;
+    }
+    let rest = all.iter().filter(|line| match counts.get_mut(line) {
+        Some(count) if *count > 0 => {
+            *count -= 1;
+            false
+        }
+        _ => true,
+    });
+    rest.cloned().collect()
+}
+
+fn sorted(lines: impl Iterator<Item = String>) -> Vec<String> {
+    let mut lines: Vec<_> = lines.collect();
+    lines.sort();
+    lines
+}
+
+async fn of_machine(machine: &RunningMachine) -> Result<[(String, Vec<String>); 2], TopologyError> {
+    let mut control = machine.control().await?;
+    let listing = control.run(&["sh", "-c", LISTING], LIMIT).await?;
+    let faults = match control.ask(&Request::Faults).await? {
+        Reply::Faults { names } => names,
+        _ => Vec::new(),
+    };
+    let container = machine.fingerprint().await?;
+    let settings = std::fs::read(machine.control_directory().join(STACK_ENV)).unwrap_or_default();
+    // By digest: there are secrets in it.
+    let settings = format!("settings {}", &super::digest(&settings)[..12]);
+    Ok([
+        (
+            machine.name().to_string(),
+            sorted(listing.lines().map(str::to_owned).chain([container, settings])),
+        ),
+        (format!("faults of {}", machine.name()), faults),
+    ])
+}
+
+async fn of_services(topology: &Topology) -> Result<Vec<String>, TopologyError> {
+    let services = topology.expected_services();
+    let states = services.iter().map(|service| async move {
+        let engine = topology.machine_of(*service).engine();
+        let state = engine.fingerprint(&service.container()).await?;
+        Ok::<_, TopologyError>(format!("{service} {state}"))
+    });
+    futures_util::future::try_join_all(states).await
+}
+
+async fn of_recorder(topology: &Topology) -> Result<Vec<String>, TopologyError> {
+    let mut control = topology.control(&VPS).await?;
+    match control.ask(&Request::Records { from: 0, wait: false }).await? {
+        Reply::Records { records } => Ok(records
+            .iter()
+            .map(|record| format!("{} {}", record.method, record.path))
+            .collect()),
+        other => Err(ControlError::Refused {
+            machine: VPS.to_string(),
+            reason: format!("an answer that is none: {other:?}"),
+        }
+        .into()),
+    }
+}
+
+fn of_clock(topology: &Topology) -> Result<Vec<String>, TopologyError> {
+    let file = topology
+        .machine(&VPS)
+        .control_directory()
+        .join(CLOCK)
+        .join(CLOCK_RATE);
+    let text = std::fs::read_to_string(&file).map_err(TopologyError::io("read the clock in", &file))?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+async fn of_sidecar(topology: &Topology) -> Result<Vec<String>, TopologyError> {
+    let name = topology.setting().sidecar().name;
+    let there = topology.engine().container(&name).await?;
+    Ok(there.map(|_| name).into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use pretty_assertions::assert_eq;
+
+    use super::*;
+
+    fn state(lines: &[&str]) -> State {
+        State(BTreeMap::from([(
+            "vps".to_owned(),
+            lines.iter().map(|line| (*line).to_owned()).collect(),
+        )]))
+    }
+
+    #[test]
+    fn what_is_the_same_does_not_differ() {
+        assert_eq!(state(&["a", "b"]).differences(&state(&["b", "a"])), []);
+    }
+
+    #[test]
+    fn a_line_that_is_there_once_more_is_left() {
+        let differences = state(&["a", "a"]).differences(&state(&["a", "a", "a"]));
+        assert_eq!(differences[0].to_string(), r#"vps: left "a""#);
+    }
+
+    #[test]
+    fn an_aspect_that_is_new_is_left_and_one_that_is_gone_is_lost() {
+        let differences = state(&["a"]).differences(&State::default());
+        assert_eq!(differences[0].to_string(), r#"vps: lost "a""#);
+        let differences = State::default().differences(&state(&["a"]));
+        assert_eq!(differences[0].to_string(), r#"vps: left "a""#);
+    }
+}

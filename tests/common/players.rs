@@ -1,0 +1,268 @@
+//! A pool of a test's own, and the player: a process that leases from it, leaves a mess, and gives back.
+
+#![allow(dead_code, reason = "each file of tests uses a part")]
+
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+use wopr_harness::clock::Rate;
+use wopr_harness::dirs::Dirs;
+use wopr_harness::engine::Engine;
+use wopr_harness::fault::{Stream, Toxic};
+use wopr_harness::pool::{self, Lease, PoolError};
+use wopr_harness::topology::{Sweep, sweep};
+use wopr_harness::{GPU, Service, Topology, VPS};
+
+/// What a player does, one word after the other.
+const SCRIPT: &str = "WOPR_TEST_PLAYER";
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Not a test: what the tests below start. It says `leased ID`, `gave back`, and `left …`.
+#[tokio::test]
+async fn player() -> Result<()> {
+    let Ok(script) = std::env::var(SCRIPT) else {
+        return Ok(());
+    };
+    let mut held: Option<Lease> = None;
+    for word in script.split_whitespace() {
+        match word {
+            "lease" => held = Some(take(Topology::builder()).await?),
+            "lease-fast" => held = Some(take(Topology::builder().rate(Rate::FAST)).await?),
+            "give" => match held.take().context("nothing is held")?.give_back().await {
+                Ok(()) => println!("player: gave back"),
+                Err(PoolError::Left { differences }) => println!("player: left {}", differences[0]),
+                Err(error) => println!("player: error {error}"),
+            },
+            "drop" => drop(held.take()),
+            "panic" => panic!("on purpose"),
+            "wait" => std::future::pending().await,
+            "rest" => tokio::time::sleep(Duration::from_millis(300)).await,
+            "measure" => measure(held.as_ref().context("nothing is held")?).await?,
+            mess => leave(mess, held.as_ref().context("nothing is held")?).await?,
+        }
+    }
+    Ok(())
+}
+
+async fn take(builder: wopr_harness::topology::Builder) -> Result<Lease> {
+    let lease = pool::lease(builder).await?;
+    let rows = count_rows(&lease).await?;
+    println!("player: leased {} with {rows} rows", lease.id());
+    Ok(lease)
+}
+
+async fn count_rows(topology: &Topology) -> Result<i64> {
+    let mut database = topology.database().await?;
+    Ok(sqlx::query_scalar("SELECT count(*) FROM gpu_nodes")
+        .fetch_one(&mut database)
+        .await?)
+}
+
+/// What a careless test leaves.
+async fn leave(mess: &str, topology: &Topology) -> Result<()> {
+    let vps = || topology.machine(&VPS);
+    match mess {
+        "rows" => drop(topology.seed_gpu_node().await?),
+        "partition" => std::mem::forget(topology.link(VPS, GPU).partition().await?),
+        "toxic" => {
+            let link = topology.link(VPS, GPU).port(8080);
+            std::mem::forget(
+                link.toxic(Toxic::Bandwidth { rate: 1 }, Stream::Downstream)
+                    .await?,
+            );
+        }
+        "frozen-service" => std::mem::forget(topology.pause_service(Service::Whisper).await?),
+        "stopped-database" => {
+            vps()
+                .engine()
+                .stop(&Service::Postgres.container(), Duration::ZERO)
+                .await?
+        }
+        "watch" => std::mem::forget(topology.watch(&topology.seed_gpu_node().await?).await?),
+        "packet-rule" => {
+            in_vps(
+                topology,
+                &[
+                    "iptables",
+                    "--append",
+                    "OUTPUT",
+                    "--destination",
+                    "192.0.2.1",
+                    "--jump",
+                    "DROP",
+                ],
+            )
+            .await?
+        }
+        "program" => {
+            in_vps(
+                topology,
+                &["sh", "-c", "setsid sleep 600 >/dev/null 2>&1 </dev/null &"],
+            )
+            .await?
+        }
+        "trigger" => {
+            sql(
+                topology,
+                "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+            )
+            .await?
+        }
+        "database-setting" => sql(topology, "ALTER DATABASE wopr_platform SET work_mem = '1MB'").await?,
+        "no-service" => {
+            topology
+                .machine(&GPU)
+                .engine()
+                .remove_container(&Service::Whisper.container())
+                .await?
+        }
+        "dead-machine" => topology.machine(&GPU).kill().await?,
+        other => bail!("{other} is no word of a script"),
+    }
+    Ok(())
+}
+
+/// Says what the machines take.
+async fn measure(topology: &Topology) -> Result<()> {
+    let mut taken = Vec::new();
+    for machine in topology.machines() {
+        let count = "free -m | awk '/Mem/ {print $3}'; ls /proc | grep -c '^[0-9]'; ls /proc/[0-9]*/fd | wc -l; \
+            iptables-save | wc -l; du -sm /var/lib/docker 2>/dev/null | cut -f1";
+        let listed = machine.control().await?.run(&["sh", "-c", count], LIMIT).await?;
+        let numbers: Vec<&str> = listed.split_whitespace().collect();
+        let [_, processes, files, rules, disk] = numbers[..] else {
+            bail!("not five numbers: {listed}");
+        };
+        taken.push(format!(
+            "{}: {processes} processes, {files} open files, {rules} packet rules, {disk} MiB on disk",
+            machine.name()
+        ));
+    }
+    println!("player: {}", taken.join("; "));
+    Ok(())
+}
+
+async fn in_vps(topology: &Topology, argv: &[&str]) -> Result<()> {
+    topology.control(&VPS).await?.run(argv, LIMIT).await?;
+    Ok(())
+}
+
+async fn sql(topology: &Topology, statement: &'static str) -> Result<()> {
+    sqlx::raw_sql(statement)
+        .execute(&mut topology.database().await?)
+        .await?;
+    Ok(())
+}
+
+/// A directory for the topologies of one test; whatever of them is left goes with it.
+pub struct RunDirectory(tempfile::TempDir);
+
+impl RunDirectory {
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+/// A pool of a test's own.
+pub struct Pool {
+    pub run: RunDirectory,
+    pub most: usize,
+    pub idle: Duration,
+    pub environment: Vec<(&'static str, &'static str)>,
+}
+
+impl Pool {
+    pub fn of(most: usize) -> Result<Self> {
+        // Short: a socket's path has 107 bytes.
+        let run = tempfile::Builder::new().prefix("wp").tempdir_in("/tmp")?;
+        let run = RunDirectory(run);
+        let idle = Duration::from_secs(60);
+        Ok(Self {
+            run,
+            most,
+            idle,
+            environment: Vec::new(),
+        })
+    }
+
+    /// The same with a variable set for its players.
+    pub fn with(mut self, variable: &'static str, value: &'static str) -> Self {
+        self.environment.push((variable, value));
+        self
+    }
+
+    pub fn start(&self, script: &str) -> Result<Child> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["--exact", "players::player", "--nocapture"])
+            .env(SCRIPT, script);
+        command
+            .envs(self.environment.iter().copied())
+            .env("WOPR_RUN_DIR", self.run.path())
+            .env("WOPR_POOL", self.most.to_string())
+            .env("WOPR_POOL_IDLE", self.idle.as_secs().to_string());
+        Ok(command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?)
+    }
+
+    /// Plays to the end; returns what the player said.
+    pub async fn play(&self, script: &str) -> Result<Vec<String>> {
+        let played = self.start(script)?.wait_with_output().await?;
+        Ok(said(&played))
+    }
+}
+
+impl Drop for RunDirectory {
+    fn drop(&mut self) {
+        let run = self.0.path().to_owned();
+        // A runtime of its own, since the test's is ending.
+        let swept = std::thread::spawn(move || -> Result<()> {
+            let dirs = Dirs { run, ..Dirs::find()? };
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(async {
+                sweep(&Engine::connect().await?, &dirs, Sweep::Free).await?;
+                Ok(())
+            })
+        });
+        if let Ok(Err(error)) = swept.join() {
+            eprintln!("the test's pool is not gone: {error}");
+        }
+    }
+}
+
+pub fn said(output: &Output) -> Vec<String> {
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let words = text
+        .lines()
+        .filter_map(|line| Some(line.split_once("player: ")?.1.to_owned()));
+    words.collect()
+}
+
+/// The id in `leased ID with …`.
+pub fn id(said: &str) -> Result<&str> {
+    let rest = said
+        .strip_prefix("leased ")
+        .with_context(|| format!("not leased: {said}"))?;
+    rest.split(' ').next().context("no id")
+}
+
+/// Waits for a player to say that it leased; returns the id.
+pub async fn until_leased(player: &mut Child) -> Result<String> {
+    let mut lines = BufReader::new(player.stdout.take().context("no output")?).lines();
+    while let Some(line) = lines.next_line().await? {
+        if let Some((_, words)) = line.split_once("player: ") {
+            return Ok(id(words)?.to_owned());
+        }
+    }
+    bail!("the player ended before it leased")
+}
