@@ -561,15 +561,6 @@ impl Engine {
         paused.map_err(EngineError::call(format!("pause {name}")))
     }
 
-    /// Lets a frozen container go on.
-    ///
-    /// # Errors
-    /// [`EngineError::Call`], as when it is not frozen.
-    pub async fn unpause(&self, name: &str) -> Result<(), EngineError> {
-        let unpaused = self.docker().unpause_container(name).await;
-        unpaused.map_err(EngineError::call(format!("unpause {name}")))
-    }
-
     /// Restarts a container, with ten seconds for its end.
     ///
     /// # Errors

@@ -73,7 +73,7 @@ impl Harm {
         };
         match self {
             Self::Pause if state.paused => {
-                on.machine.host().unpause(on.machine.container()).await?;
+                on.machine.unpause().await?;
                 on.machine.tell_moved().await?;
             }
             Self::PowerCut | Self::Shutdown if !state.running && !state.paused => on.machine.begin().await?,

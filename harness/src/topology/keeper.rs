@@ -36,6 +36,8 @@ while [ $empty -lt 2 ] && [ $round -lt 600 ]; do
     empty=$((empty + 1))
   else
     empty=0
+    # What is frozen as a whole cannot end; of those that are not, this is refused.
+    [ -n "$containers" ] && docker unpause $containers
     [ -n "$containers" ] && docker rm --force --volumes $containers
     [ -n "$networks" ] && docker network rm $networks
     [ -n "$volumes" ] && docker volume rm $volumes
