@@ -92,13 +92,28 @@ impl Topology {
         machine: &MachineName,
         names: Names,
     ) -> Result<Ipv4Addr, FaultError> {
-        let mut off = self.stop_machine(machine).await?;
+        let taken: Vec<_> = self.machines().map(RunningMachine::address).collect();
         let network = self.setting().network();
-        let mut away = Cure::of(self.patient(machine), Harm::Away);
+        let address = self.engine().free_address(&network, &taken).await?;
+        self.reboot_at(machine, address, names).await?;
+        Ok(address)
+    }
+
+    /// Shuts a machine down and starts it again at this address, which has to be free.
+    ///
+    /// # Errors
+    /// [`FaultError`].
+    pub async fn reboot_at(
+        &self,
+        machine: &MachineName,
+        address: Ipv4Addr,
+        names: Names,
+    ) -> Result<(), FaultError> {
         let moving = self.machine(machine);
         let before = moving.address();
-        let taken: Vec<_> = self.machines().map(RunningMachine::address).collect();
-        let address = self.engine().free_address(&network, &taken).await?;
+        let mut off = self.stop_machine(machine).await?;
+        let mut away = Cure::of(self.patient(machine), Harm::Away);
+        let network = self.setting().network();
         self.engine().detach(&network, moving.container()).await?;
         moving.move_to(address, &network).await?;
         if names == Names::Follow {
@@ -113,7 +128,7 @@ impl Topology {
         off.heal().await?;
         self.deeds()
             .note(format!("{machine} is at {address} and no longer at {before}"));
-        Ok(address)
+        Ok(())
     }
 
     /// Kills a machine's engine; the machine starts it again, and that its services, since a container does

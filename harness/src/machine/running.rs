@@ -37,7 +37,7 @@ struct Place {
 }
 
 impl RunningMachine {
-    /// The machine whose container is `container`, once its engine answers.
+    /// The machine whose container is `container`, once its engine answers; at once where that is frozen or off.
     pub(crate) async fn connect(
         name: MachineName,
         host: Engine,
@@ -45,7 +45,11 @@ impl RunningMachine {
         control: PathBuf,
         address: Ipv4Addr,
     ) -> Result<Self, EngineError> {
-        let inner = Engine::at(engine_socket(&control)).await?;
+        let socket = engine_socket(&control);
+        let inner = match host.container(&container).await? {
+            Some(state) if state.running => Engine::at(socket).await?,
+            _ => Engine::unasked(socket)?,
+        };
         let machine = Self {
             name,
             host,
