@@ -235,7 +235,8 @@ async fn hold(fault: fault::Fault, lasting: &Lasting) -> Outcome {
 /// A machine that moved has no handle: it goes back to its own address when the time is over.
 async fn readdress(topology: &Topology, whole: Whole, stale_name: bool) -> Outcome {
     let names = if stale_name { Names::Stale } else { Names::Follow };
-    let (machine, before) = (whole.machine, topology.address(&whole.machine));
+    let before = topology.address(&whole.machine);
+    let machine = whole.machine;
     let address = topology.reboot_at_new_address(&machine, names).await?;
     say!("in effect: {machine} is at {address} and no longer at {before}");
     until_over(&whole.lasting).await?;
