@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rstest::rstest;
-use wopr_harness::Topology;
 use wopr_harness::dirs::Dirs;
 use wopr_harness::engine::{Engine, LABEL_TOPOLOGY};
 use wopr_harness::topology::{Owner, list};
+use wopr_harness::{GPU, Service, Topology};
 
 /// A removal takes two seconds; this is for a busy host.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,6 +24,11 @@ async fn victim() -> Result<()> {
         return Ok(());
     };
     let topology = Topology::builder().boot().await?;
+    let mut frozen = Vec::new();
+    if how == "freeze" {
+        frozen.push(topology.pause_service(Service::Whisper).await?);
+        frozen.push(topology.pause_machine(&GPU).await?);
+    }
     println!("victim {}", topology.id());
     match how.as_str() {
         "panic" => panic!("on purpose"),
@@ -89,6 +94,27 @@ async fn a_test_that_is_ended_by_a_signal_leaves_nothing(#[case] signal: &str) -
     );
     victim.wait()?;
     until_gone(&id).await
+}
+
+#[tokio::test]
+async fn a_test_that_is_killed_with_a_frozen_machine_leaves_nothing() -> Result<()> {
+    let mut victim = start_victim("freeze")?;
+    let id = booted_id(&mut victim)?;
+    victim.kill()?;
+    victim.wait()?;
+    until_gone(&id).await
+}
+
+#[tokio::test]
+async fn a_topology_goes_with_its_handle_though_a_machine_is_frozen() -> Result<()> {
+    let topology = Topology::builder().boot().await?;
+    let id = topology.id().to_owned();
+    let service = topology.pause_service(Service::Whisper).await?;
+    let machine = topology.pause_machine(&GPU).await?;
+    drop(topology);
+    until_gone(&id).await?;
+    drop((service, machine));
+    Ok(())
 }
 
 #[tokio::test]

@@ -58,6 +58,37 @@ async fn finding_1_a_node_that_recovers_across_a_restart_stays_degraded(
 
 #[rstest]
 #[tokio::test]
+async fn finding_1_shows_after_a_power_cut_of_the_vps_machine_as_well(
+    #[values(Behaviour::Production, Behaviour::Mended)] behaviour: Behaviour,
+) -> Result<()> {
+    let topology = topology(behaviour).await?;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+
+    let cut = topology.link(VPS, GPU).reset().await?;
+    watch.until(status(Degraded)).within(polls(3)).await?;
+    // The packet rules were in the machine's memory, and are gone with it.
+    topology.power_cut(&VPS).await?;
+    cut.heal().await?;
+    watch.until(all_ok()).within(polls(3)).await?;
+    let row = watch.polls(2).await?.remove(1);
+
+    let (expected, history) = match behaviour {
+        // The contract allows it, and knows what was told before the power cut.
+        Behaviour::Production => (Degraded, watch.conclude().await?),
+        Behaviour::Mended => (Active, watch.history().await?),
+    };
+    assert_eq!(row.status, expected, "\n{history}");
+    assert_eq!(
+        history.notifications(node.as_str()),
+        ["gpu_node_degraded"],
+        "\n{history}"
+    );
+    Ok(())
+}
+
+#[rstest]
+#[tokio::test]
 async fn finding_2_a_restart_in_the_reboot_window_leads_to_a_second_reboot(
     #[values(Behaviour::Production, Behaviour::Mended)] behaviour: Behaviour,
 ) -> Result<()> {

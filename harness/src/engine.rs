@@ -104,6 +104,19 @@ impl Engine {
         Ok(Self { docker, socket })
     }
 
+    /// The engine behind a Unix socket, which cannot be asked for its version now: its machine is frozen or off.
+    pub(crate) fn unasked(socket: PathBuf) -> Result<Self, EngineError> {
+        let docker = Docker::connect_with_unix(
+            &socket.to_string_lossy(),
+            PATIENCE.as_secs(),
+            bollard::API_DEFAULT_VERSION,
+        );
+        match docker {
+            Ok(docker) => Ok(Self { docker, socket }),
+            Err(source) => Err(EngineError::Unreachable { socket, source }),
+        }
+    }
+
     /// The client itself, for what this module does not wrap.
     pub fn docker(&self) -> &Docker {
         &self.docker

@@ -1,8 +1,12 @@
 //! Faults: something broken on purpose, seen to be in effect, and healed on request, on drop, and when
 //! this process dies, by the machine itself.
 
+mod cure;
+mod disk;
 mod link;
+mod machine;
 mod probe;
+mod query;
 mod service;
 mod sidecar;
 mod toxic;
@@ -14,10 +18,11 @@ use wopr_machine::protocol::{Reply, Request, Step};
 use crate::control::{Control, ControlError};
 use crate::engine::EngineError;
 use crate::history::Deeds;
-use crate::machine::MachineName;
+use crate::machine::{BootError, MachineName};
 use crate::topology::{Topology, TopologyError};
 
 pub use link::Link;
+pub use machine::Names;
 pub use probe::{Outcome, Probe};
 pub(crate) use sidecar::Sidecar;
 pub use toxic::{Stream, Toxic};
@@ -35,6 +40,9 @@ pub enum FaultError {
     /// An engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A machine that was to come back.
+    #[error(transparent)]
+    Boot(#[from] BootError),
     /// The machine could not apply it.
     #[error("{fault}: {machine} refused it: {reason}")]
     Refused {
@@ -98,9 +106,13 @@ pub struct Fault {
     name: String,
     /// One conversation for each machine that holds a part of it: its end undoes that part.
     held: Vec<(MachineName, Control)>,
+    /// What the harness itself has to undo.
+    cure: Option<cure::Cure>,
     receipt: Receipt,
     /// Asked again after the heal, and expected to go well then.
     after: Vec<probe::Question>,
+    /// The same for the database.
+    query: Option<query::Query>,
     proxies: Vec<sidecar::Proxy>,
     deeds: Deeds,
 }
@@ -132,7 +144,8 @@ impl Fault {
     pub async fn heal(mut self) -> Result<(), FaultError> {
         for (machine, control) in &mut self.held {
             match control.ask(&Request::Release).await {
-                Ok(_) => {}
+                // A machine that has ended since has taken along what it held.
+                Ok(_) | Err(ControlError::Ended { .. }) => {}
                 Err(ControlError::Refused { reason, .. }) => {
                     return Err(FaultError::Refused {
                         fault: self.name.clone(),
@@ -144,8 +157,14 @@ impl Fault {
             }
         }
         self.held.clear();
+        if let Some(cure) = &mut self.cure {
+            cure.undo(&self.name).await?;
+        }
         for proxy in std::mem::take(&mut self.proxies) {
             proxy.remove().await?;
+        }
+        if let Some(query) = &self.query {
+            query.is_answered_again(&self.name).await?;
         }
         for question in &self.after {
             let probe = question.ask_until(Outcome::Answered).await?;
@@ -168,13 +187,24 @@ impl Drop for Fault {
 }
 
 impl Topology {
-    /// Names of the faults that are in effect now, whoever holds them, by machine.
+    /// Names of the faults that are in effect now, whoever holds them, by machine. One that is frozen or off
+    /// cannot tell what it holds besides.
     ///
     /// # Errors
     /// [`FaultError::Control`].
     pub async fn faults(&self) -> Result<Vec<(MachineName, String)>, FaultError> {
         let mut faults = Vec::new();
         for machine in self.machines() {
+            let harms = self.harms(machine).await?;
+            let silent = harms.iter().any(|harm| harm.silences());
+            faults.extend(
+                harms
+                    .iter()
+                    .map(|harm| (machine.name().clone(), harm.found(machine))),
+            );
+            if silent {
+                continue;
+            }
             if let Reply::Faults { names } = machine.control().await?.ask(&Request::Faults).await? {
                 faults.extend(names.into_iter().map(|name| (machine.name().clone(), name)));
             }
@@ -189,6 +219,7 @@ impl Topology {
     pub async fn heal_all(&self) -> Result<Vec<(MachineName, String)>, FaultError> {
         let faults = self.faults().await?;
         for machine in self.machines() {
+            self.put_right(machine).await?;
             machine.control().await?.ask(&Request::HealAll).await?;
         }
         Ok(faults)
@@ -285,8 +316,10 @@ impl Applying {
         Ok(Fault {
             name: self.name,
             held: self.held,
+            cure: None,
             receipt,
             after,
+            query: None,
             proxies: Vec::new(),
             deeds,
         })

@@ -214,7 +214,16 @@ pub fn judge(rate: Rate, history: &History, node: &str) -> Result<(), Judgement>
 
 /// The harness's own words for what ends platform-api's process.
 fn loses_memory(deed: &str) -> bool {
-    deed == "restarted platform-api" || deed.ends_with("stop of platform-api")
+    let ends = [
+        "restarted platform-api",
+        "stop of platform-api",
+        "kill of platform-api",
+        "crash of platform-api",
+        "shutdown of vps",
+        "power cut of vps",
+        "engine of vps is back",
+    ];
+    ends.iter().any(|end| deed.ends_with(end))
 }
 
 fn replay(model: &mut Model, at: i64, last: Option<&NodeRow>, row: &NodeRow) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use wopr_harness::Topology;
-use wopr_harness::fault::{self, Manner};
+use wopr_harness::fault::{self, Manner, Names};
 use wopr_harness::machine::MachineName;
 use wopr_harness::service::Service;
 
@@ -30,6 +30,41 @@ pub(crate) struct Place {
     /// One port of it; all unless it is given.
     #[arg(long)]
     port: Option<u16>,
+    #[command(flatten)]
+    lasting: Lasting,
+}
+
+/// A service, or a machine as a whole.
+#[derive(Clone)]
+enum Target {
+    Machine(MachineName),
+    Service(Service),
+}
+
+fn parse_target(text: &str) -> Result<Target, String> {
+    match text.parse() {
+        Ok(machine) => Ok(Target::Machine(machine)),
+        Err(_) => parse_service(text)
+            .map(Target::Service)
+            .map_err(|error| format!("{error}; the machines are vps and gpu")),
+    }
+}
+
+/// What to harm.
+#[derive(Args)]
+pub(crate) struct What {
+    /// A service, or a machine as a whole: vps or gpu.
+    #[arg(value_parser = parse_target)]
+    target: Target,
+    #[command(flatten)]
+    lasting: Lasting,
+}
+
+/// A machine.
+#[derive(Args)]
+pub(crate) struct Whole {
+    /// The machine: vps or gpu.
+    machine: MachineName,
     #[command(flatten)]
     lasting: Lasting,
 }
@@ -62,10 +97,43 @@ pub(crate) enum Fault {
         #[command(flatten)]
         place: Place,
     },
-    /// Stop a service: connections to it are refused.
-    Stop(Which),
-    /// Freeze a service: it accepts, and says nothing.
-    Pause(Which),
+    /// Stop a service, or shut a machine down.
+    Stop(What),
+    /// Kill a service, or cut a machine's power.
+    Kill(What),
+    /// Freeze a service or a machine: it accepts, and says nothing.
+    Pause(What),
+    /// Take a machine off the network.
+    Disconnect(Whole),
+    /// Reboot a machine at another address, and back at its own when this heals: its row is stale meanwhile.
+    Readdress {
+        /// Let its name lead to the old address, as with a resolver that was not told.
+        #[arg(long)]
+        stale_name: bool,
+        #[command(flatten)]
+        whole: Whole,
+    },
+    /// Fill the database's disk: postgres is restarted on it, and answers no query.
+    DiskFull(Lasting),
+    /// Kill a service's process, which its engine starts again; nothing is left to heal.
+    Crash {
+        /// The service.
+        #[arg(value_parser = parse_service)]
+        service: Service,
+    },
+    /// Reboot a machine; nothing is left to heal.
+    Reboot {
+        /// The machine: vps or gpu.
+        machine: MachineName,
+        /// Cut its power in place of shutting it down.
+        #[arg(long)]
+        power_cut: bool,
+    },
+    /// Kill a machine's engine, which comes back with its services; nothing is left to heal.
+    KillEngine {
+        /// The machine: vps or gpu.
+        machine: MachineName,
+    },
     /// Answer in a service's place with a status.
     Status {
         /// HTTP status.
@@ -103,8 +171,39 @@ impl Fault {
             Self::Reset(place) => (link(&place).reset().await?, place.lasting),
             Self::Unreachable(place) => (link(&place).unreachable().await?, place.lasting),
             Self::Loss { share, place } => (link(&place).lose(share).await?, place.lasting),
-            Self::Stop(which) => (topology.stop_service(which.service).await?, which.lasting),
-            Self::Pause(which) => (topology.pause_service(which.service).await?, which.lasting),
+            Self::Stop(what) => match what.target {
+                Target::Service(service) => (topology.stop_service(service).await?, what.lasting),
+                Target::Machine(machine) => (topology.stop_machine(&machine).await?, what.lasting),
+            },
+            Self::Kill(what) => match what.target {
+                Target::Service(service) => (topology.kill_service(service).await?, what.lasting),
+                Target::Machine(machine) => (topology.kill_machine(&machine).await?, what.lasting),
+            },
+            Self::Pause(what) => match what.target {
+                Target::Service(service) => (topology.pause_service(service).await?, what.lasting),
+                Target::Machine(machine) => (topology.pause_machine(&machine).await?, what.lasting),
+            },
+            Self::Disconnect(whole) => (topology.disconnect_machine(&whole.machine).await?, whole.lasting),
+            Self::DiskFull(lasting) => (topology.fill_disk().await?, lasting),
+            Self::Readdress { stale_name, whole } => return readdress(&topology, whole, stale_name).await,
+            Self::Crash { service } => {
+                topology.crash_service(service).await?;
+                say!("{service} was killed, and is well again");
+                return Ok(ExitCode::SUCCESS);
+            }
+            Self::Reboot { machine, power_cut } => {
+                match power_cut {
+                    true => topology.power_cut(&machine).await?,
+                    false => topology.reboot(&machine).await?,
+                }
+                say!("{machine} has rebooted at {}", topology.address(&machine));
+                return Ok(ExitCode::SUCCESS);
+            }
+            Self::KillEngine { machine } => {
+                topology.kill_engine(&machine).await?;
+                say!("the engine of {machine} was killed, and is back");
+                return Ok(ExitCode::SUCCESS);
+            }
             Self::Status { code, after, which } => {
                 let after_ms = u64::try_from(after.as_millis())?;
                 let manner = Manner::Status { code, after_ms };
@@ -127,6 +226,27 @@ async fn hold(fault: fault::Fault, lasting: &Lasting) -> Outcome {
     for line in fault.receipt().to_string().lines() {
         say!("{line}");
     }
+    until_over(lasting).await?;
+    fault.heal().await?;
+    say!("healed: {name}");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A machine that moved has no handle: it goes back to its own address when the time is over.
+async fn readdress(topology: &Topology, whole: Whole, stale_name: bool) -> Outcome {
+    let names = if stale_name { Names::Stale } else { Names::Follow };
+    let before = topology.address(&whole.machine);
+    let machine = whole.machine;
+    let address = topology.reboot_at_new_address(&machine, names).await?;
+    say!("in effect: {machine} is at {address} and no longer at {before}");
+    until_over(&whole.lasting).await?;
+    topology.reboot_at(&machine, before, names).await?;
+    say!("healed: {machine} is at {before} again");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for the end of its time, else for Ctrl-C.
+async fn until_over(lasting: &Lasting) -> Result<(), Failure> {
     let ended = async {
         match lasting.time {
             Some(time) => tokio::time::sleep(time).await,
@@ -142,9 +262,7 @@ async fn hold(fault: fault::Fault, lasting: &Lasting) -> Outcome {
         interrupted = tokio::signal::ctrl_c() => interrupted?,
         _ = terminate.recv() => {}
     }
-    fault.heal().await?;
-    say!("healed: {name}");
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// `wopr faults`.

@@ -18,6 +18,9 @@ use super::table::table;
 use super::up::{check_place, parse_service};
 use super::{Failure, Outcome};
 
+/// A database that answers at all does so well within this.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+
 #[derive(Args)]
 pub(crate) struct Status {
     /// One JSON document.
@@ -41,7 +44,14 @@ impl Status {
         let services = topology.expected_services();
         let health = join_all(services.iter().map(|service| topology.health(*service))).await;
         let well = health.iter().all(ServiceHealth::is_ok);
-        let nodes = nodes(&topology).await;
+        // A machine that is frozen takes the question, and says nothing.
+        let nodes = match tokio::time::timeout(PATIENCE, nodes(&topology)).await {
+            Ok(nodes) => nodes,
+            Err(_) => Err(Failure::from(format!(
+                "no answer within {} s",
+                PATIENCE.as_secs()
+            ))),
+        };
         let services: Vec<_> = services.into_iter().zip(health).collect();
         if self.json {
             let nodes = nodes.unwrap_or_default();

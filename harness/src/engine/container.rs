@@ -202,6 +202,8 @@ pub struct ContainerState {
     pub exit_code: Option<i64>,
     /// Published ports: inside → on 127.0.0.1.
     pub ports: BTreeMap<u16, u16>,
+    /// Networks that it is on, stopped or not, and its address on each while it runs.
+    pub networks: BTreeMap<String, Option<Ipv4Addr>>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// When it was made.
@@ -370,10 +372,10 @@ impl Engine {
         };
         let state = found.state.unwrap_or_default();
         let paused = state.status == Some(ContainerStateStatusEnum::PAUSED);
-        let published = found
-            .network_settings
-            .and_then(|network| network.ports)
-            .unwrap_or_default();
+        let settings = found.network_settings.unwrap_or_default();
+        let networks = settings.networks.unwrap_or_default().into_iter();
+        let networks = networks.map(|(name, on)| (name, on.ip_address.and_then(|text| text.parse().ok())));
+        let published = settings.ports.unwrap_or_default();
         let ports = published.into_iter().filter_map(|(inside, bound)| {
             let inside = inside.split('/').next()?.parse().ok()?;
             let outside = bound?.into_iter().find_map(|b| b.host_port?.parse().ok())?;
@@ -393,6 +395,7 @@ impl Engine {
             restarts: found.restart_count.unwrap_or_default(),
             exit_code: state.exit_code,
             ports: ports.collect(),
+            networks: networks.collect(),
             labels: found
                 .config
                 .and_then(|c| c.labels)
@@ -541,6 +544,15 @@ impl Engine {
         let options = KillContainerOptionsBuilder::new().signal(signal).build();
         let sent = self.docker().kill_container(name, Some(options)).await;
         sent.map_err(EngineError::call(format!("send {signal} to {name}")))
+    }
+
+    /// Freezes a container: its processes stand still, and its kernel still answers for its open ports.
+    ///
+    /// # Errors
+    /// [`EngineError::Call`], as when it does not run.
+    pub async fn pause(&self, name: &str) -> Result<(), EngineError> {
+        let paused = self.docker().pause_container(name).await;
+        paused.map_err(EngineError::call(format!("pause {name}")))
     }
 
     /// Restarts a container, with ten seconds for its end.

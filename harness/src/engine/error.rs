@@ -85,6 +85,14 @@ pub enum EngineError {
         /// How many are taken.
         taken: usize,
     },
+    /// Every address of a network is in use.
+    #[error("no free address on network {network}: {taken} are in use")]
+    NoFreeAddress {
+        /// The network.
+        network: String,
+        /// How many are taken.
+        taken: usize,
+    },
     /// A file of ours could not be used.
     #[error("cannot {action} {path}: {source}")]
     Io {

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use bollard::models::{EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig, NetworkConnectRequest};
 use bollard::models::{NetworkCreateRequest, NetworkDisconnectRequest};
-use bollard::query_parameters::{ListNetworksOptions, ListNetworksOptionsBuilder};
+use bollard::query_parameters::{InspectNetworkOptions, ListNetworksOptions, ListNetworksOptionsBuilder};
 
 use super::error::absent_is_fine;
 use super::{Engine, EngineError};
@@ -175,6 +175,36 @@ impl Engine {
         };
         let detached = self.docker().disconnect_network(network, request).await;
         detached.map_err(EngineError::call(format!("detach {container} from {network}")))
+    }
+
+    /// The highest address of a network that nobody on it has, `besides` these: those that are given out grow
+    /// from the lowest.
+    ///
+    /// # Errors
+    /// [`EngineError::NoFreeAddress`], [`EngineError::Call`].
+    pub async fn free_address(&self, network: &str, besides: &[Ipv4Addr]) -> Result<Ipv4Addr, EngineError> {
+        let found = self
+            .docker()
+            .inspect_network(network, None::<InspectNetworkOptions>)
+            .await;
+        let found = found.map_err(EngineError::call(format!("look at network {network}")))?;
+        let subnets = found.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
+        let subnet = subnets.into_iter().find_map(|config| config.subnet);
+        let (base, prefix) = subnet.as_deref().and_then(parse_subnet).unwrap_or((0, 32));
+        let size = 1_u32.checked_shl(32 - prefix.min(32)).unwrap_or(0);
+        let taken: HashSet<u32> = (found.containers.unwrap_or_default().into_values())
+            .filter_map(|container| Some(parse_subnet(&container.ipv4_address?)?.0))
+            .chain(besides.iter().map(|address| address.to_bits()))
+            .collect();
+        // Neither the network's own address, nor the gateway's, nor the one that means all.
+        let free = (base + 2..(base + size).saturating_sub(1))
+            .rev()
+            .find(|address| !taken.contains(address));
+        free.map(Ipv4Addr::from_bits)
+            .ok_or_else(|| EngineError::NoFreeAddress {
+                network: network.to_owned(),
+                taken: taken.len(),
+            })
     }
 
     /// Removes a network; one that is not there is fine.

@@ -1,14 +1,19 @@
-//! Faults of a service: stopped, paused, or another answers in its place.
+//! Faults of a service: stopped, killed, paused, or another answers in its place.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wopr_machine::protocol::{Answer, Caller, Manner, Request, Step};
 
 use super::probe::Question;
+use super::query::Query;
 use super::{Applying, Fault, FaultError, Outcome};
 use crate::machine::VPS;
 use crate::service::{Health, Service};
 use crate::topology::{Topology, TopologyError};
+
+/// An engine starts what has ended within 100 ms, and later each time: this is for the seventh in a row.
+const CRASH: Duration = Duration::from_secs(15);
+const PAUSE: Duration = Duration::from_millis(20);
 
 impl Topology {
     /// Stops a service: connections to it are refused. Its engine starts it again when this heals.
@@ -22,6 +27,51 @@ impl Topology {
             ["docker", "start", &name],
         );
         self.hold_service("stop", service, step, Outcome::Refused).await
+    }
+
+    /// Kills a service, and keeps it dead: connections to it are refused, and what it had not written is lost. Its
+    /// engine starts it again when this heals.
+    ///
+    /// # Errors
+    /// [`FaultError`].
+    pub async fn kill_service(&self, service: Service) -> Result<Fault, FaultError> {
+        let name = service.container();
+        let step = command(["docker", "kill", &name], ["docker", "start", &name]);
+        self.hold_service("kill", service, step, Outcome::Refused).await
+    }
+
+    /// Kills a service's first process from outside, as the kernel's out-of-memory killer does: its engine
+    /// starts it again at once. It is well, as another process, when this returns.
+    ///
+    /// # Errors
+    /// [`FaultError`].
+    pub async fn crash_service(&self, service: Service) -> Result<(), FaultError> {
+        let machine = self.machine_of(service);
+        let refused = |reason: String| FaultError::Refused {
+            fault: format!("crash of {service}"),
+            machine: machine.name().clone(),
+            reason,
+        };
+        let pid = machine.service(service).await?.and_then(|state| state.pid);
+        let pid = pid.ok_or_else(|| refused("it does not run".to_owned()))?;
+        let kill = ["kill", "-KILL", &pid.to_string()];
+        machine.control().await?.run(&kill, CRASH).await?;
+        let began = Instant::now();
+        loop {
+            let state = machine.service(service).await?;
+            match state.as_ref().and_then(|state| state.pid) {
+                Some(next) if next != pid => break,
+                _ if began.elapsed() > CRASH => {
+                    let waited = CRASH.as_secs();
+                    return Err(refused(format!(
+                        "{waited} s after its process {pid} was killed: {state:?}"
+                    )));
+                }
+                _ => tokio::time::sleep(PAUSE).await,
+            }
+        }
+        self.deeds().note(format!("crash of {service}"));
+        Ok(self.until_healthy(&[service]).await?)
     }
 
     /// Freezes a service: connections to it come about, and nothing is said.
@@ -51,7 +101,14 @@ impl Topology {
             .into_iter()
             .map(|asked| (asked, outcome))
             .collect();
-        applying.confirm(&expected, self.deeds().clone()).await
+        let fault = applying.confirm(&expected, self.deeds().clone()).await?;
+        match service.health() {
+            Health::Query => {
+                let query = Query(self.database_options()?);
+                fault.seen_by(query, &[outcome]).await
+            }
+            Health::Get { .. } => Ok(fault),
+        }
     }
 
     /// Another answers at a service's published port, in this manner. Delays are real time: convert them by
@@ -117,7 +174,7 @@ impl Topology {
     }
 
     /// A request to a service's published port; none for the database.
-    fn service_question(&self, service: Service, asker: Asker) -> Vec<Question> {
+    pub(super) fn service_question(&self, service: Service, asker: Asker) -> Vec<Question> {
         let Health::Get { port, path, .. } = service.health() else {
             return Vec::new();
         };
@@ -141,14 +198,14 @@ impl Topology {
 
 /// Where a service is asked from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asker {
+pub(super) enum Asker {
     /// Its own machine: no link is in the way.
     Itself,
     /// The other machine: as a client of it.
     Other,
 }
 
-fn command<const N: usize, const M: usize>(apply: [&str; N], undo: [&str; M]) -> Step {
+pub(super) fn command<const N: usize, const M: usize>(apply: [&str; N], undo: [&str; M]) -> Step {
     Step {
         apply: apply.iter().map(|word| (*word).to_owned()).collect(),
         undo: undo.iter().map(|word| (*word).to_owned()).collect(),

@@ -25,6 +25,16 @@ impl Deeds {
         self.notes().events.push(event);
     }
 
+    /// Keeps events whose own record is about to be lost; those that are kept already are not kept twice.
+    pub(crate) fn keep(&self, events: Vec<Event>) {
+        let mut notes = self.notes();
+        for event in events {
+            if !notes.events.contains(&event) {
+                notes.events.push(event);
+            }
+        }
+    }
+
     /// Begins the history here: what services wrote before is of somebody else's lease.
     pub(crate) fn begin(&self) {
         self.notes().since = Some(SystemTime::now());

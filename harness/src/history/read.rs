@@ -109,10 +109,17 @@ impl Topology {
     }
 
     fn assemble(&self, scope: &Scope, rows: Told, records: Told, beside: Vec<Told>) -> History {
-        let mut events = self.deeds().all();
+        let kept = self.deeds().all();
+        let mut events = kept.clone();
         let mut gaps = Vec::new();
         for told in [rows, records].into_iter().chain(beside) {
-            events.extend(told.events);
+            // What was kept because its record was about to be lost may be told again.
+            let fresh: Vec<_> = told
+                .events
+                .into_iter()
+                .filter(|event| !kept.contains(event))
+                .collect();
+            events.extend(fresh);
             gaps.extend(told.gap);
         }
         if let Some(since) = scope.since.map(micros) {
@@ -180,6 +187,11 @@ impl Topology {
         let rows = rows.map_err(TopologyError::database("read the versions of gpu_nodes"))?;
         let events: Result<_, sqlx::Error> = rows.iter().map(version).collect();
         events.map_err(TopologyError::database("understand the versions of gpu_nodes"))
+    }
+
+    /// What the recorder on the VPS machine got since that booted: it keeps it in memory.
+    pub(crate) async fn recorded(&self) -> Result<Vec<Event>, TopologyError> {
+        Ok(self.records(&self.settings().secrets()).await?.events)
     }
 
     async fn records(&self, secrets: &Secrets) -> Result<Told, TopologyError> {

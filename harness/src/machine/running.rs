@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{MachineName, engine_socket};
@@ -21,14 +21,23 @@ pub struct RunningMachine {
     host: Engine,
     container: String,
     control: PathBuf,
-    address: Ipv4Addr,
     inner: Engine,
+    place: Arc<Mutex<Place>>,
+}
+
+/// Where a machine is to be found; a reboot may change it.
+#[derive(Debug)]
+struct Place {
+    address: Ipv4Addr,
     /// Published ports: inside → on 127.0.0.1. The engine may choose others at each start.
-    ports: Arc<Mutex<BTreeMap<u16, u16>>>,
+    ports: BTreeMap<u16, u16>,
+    /// Addresses of machines that have moved, by host name. The engine writes those of the boot into
+    /// /etc/hosts at each start of the container.
+    moved: BTreeMap<String, Ipv4Addr>,
 }
 
 impl RunningMachine {
-    /// The machine whose container is `container`, once its engine answers.
+    /// The machine whose container is `container`, once its engine answers; at once where that is frozen or off.
     pub(crate) async fn connect(
         name: MachineName,
         host: Engine,
@@ -36,18 +45,35 @@ impl RunningMachine {
         control: PathBuf,
         address: Ipv4Addr,
     ) -> Result<Self, EngineError> {
-        let inner = Engine::at(engine_socket(&control)).await?;
+        let socket = engine_socket(&control);
+        let inner = match host.container(&container).await? {
+            Some(state) if state.running => Engine::at(socket).await?,
+            _ => Engine::unasked(socket)?,
+        };
         let machine = Self {
             name,
             host,
             container,
             control,
-            address,
             inner,
-            ports: Arc::default(),
+            place: Arc::new(Mutex::new(Place {
+                address,
+                ports: BTreeMap::new(),
+                moved: BTreeMap::new(),
+            })),
         };
         machine.read_ports().await?;
         Ok(machine)
+    }
+
+    /// The same machine, asked after at another connection to the host's engine: one of another runtime, for
+    /// whoever cannot wait in this one.
+    pub(crate) fn through(&self, host: Engine) -> Self {
+        Self { host, ..self.clone() }
+    }
+
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its name in the topology.
@@ -62,7 +88,12 @@ impl RunningMachine {
 
     /// Its address on wopr-dev.
     pub fn address(&self) -> Ipv4Addr {
-        self.address
+        self.place().address
+    }
+
+    /// The host's engine, which runs it.
+    pub(crate) fn host(&self) -> &Engine {
+        &self.host
     }
 
     /// Its own engine, over a private socket.
@@ -85,17 +116,12 @@ impl RunningMachine {
 
     /// The port on 127.0.0.1 that leads to `port` of the machine, if that is published.
     pub fn port(&self, port: u16) -> Option<u16> {
-        self.ports
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&port)
-            .copied()
+        self.place().ports.get(&port).copied()
     }
 
     async fn read_ports(&self) -> Result<(), EngineError> {
         let state = self.state().await?;
-        let ports = state.map(|state| state.ports).unwrap_or_default();
-        *self.ports.lock().unwrap_or_else(PoisonError::into_inner) = ports;
+        self.place().ports = state.map(|state| state.ports).unwrap_or_default();
         Ok(())
     }
 
@@ -159,17 +185,79 @@ impl RunningMachine {
         self.host.stop(&self.container, STOP_GRACE).await
     }
 
-    /// Starts it again on the same volumes, at the same address; its engine answers when this returns.
+    /// Starts it again on the same volumes, where it was; its engine answers when this returns.
     ///
     /// # Errors
     /// [`EngineError`] and [`ControlError`] as [`BootError`].
     pub async fn start(&self) -> Result<(), BootError> {
+        self.begin().await?;
+        self.until_ready().await
+    }
+
+    /// Starts it again; its first process answers when this returns, and knows the others' addresses.
+    pub(crate) async fn begin(&self) -> Result<(), BootError> {
         self.host.start_again(&self.container).await?;
-        self.control().await?.until_ready(|_| {}).await?;
         self.read_ports().await?;
+        self.tell_moved().await
+    }
+
+    /// Waits until its engine answers.
+    ///
+    /// # Errors
+    /// [`BootError::Control`] with the machine's reason.
+    pub async fn until_ready(&self) -> Result<(), BootError> {
+        Ok(self.control().await?.until_ready(|_| {}).await?)
+    }
+
+    /// Attaches it to a network, at its address and under its name.
+    pub(crate) async fn join(&self, network: &str) -> Result<(), EngineError> {
+        let names = vec![self.name.hostname()];
+        // The engine gives a container that starts on no network this one, which goes with no other.
+        let state = self.state().await?;
+        if state.is_some_and(|state| state.networks.contains_key("none")) {
+            self.host.detach("none", &self.container).await?;
+        }
+        self.host
+            .attach(network, &self.container, self.address(), names)
+            .await?;
+        self.read_ports().await
+    }
+
+    /// Attaches it to a network that it has left, at another address than before.
+    pub(crate) async fn move_to(&self, address: Ipv4Addr, network: &str) -> Result<(), EngineError> {
+        self.place().address = address;
+        self.join(network).await
+    }
+
+    /// Lets it know where another machine has moved to, now if it runs and at each start.
+    pub(crate) async fn learn(&self, other: &MachineName, address: Ipv4Addr) -> Result<(), BootError> {
+        self.place().moved.insert(other.hostname(), address);
+        match self.state().await? {
+            Some(state) if state.running => self.tell_moved().await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes the addresses of machines that have moved into /etc/hosts, where inner containers' questions for
+    /// names are answered from as well, and reads them back.
+    pub(crate) async fn tell_moved(&self) -> Result<(), BootError> {
+        let moved = self.place().moved.clone();
+        for (name, address) in moved {
+            let address = address.to_string();
+            let told = ["sh", "-c", TELL, "tell", &name, &address];
+            self.control().await?.run(&told, TELL_LIMIT).await?;
+        }
         Ok(())
     }
 }
+
+/// Arguments: a host name, its address. In place: the engine has the file bound there.
+const TELL: &str = r#"
+hosts=$(awk -v name="$1" '{ for (i = 2; i <= NF; i++) if ($i == name) next } 1' /etc/hosts)
+printf '%s\n%s\t%s\n' "$hosts" "$2" "$1" > /etc/hosts
+getent ahostsv4 "$1" | grep --quiet "^$2 " || { echo "$1 is not at $2 after it was written down" >&2; exit 1; }
+"#;
+const TELL_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a machine did not come back.
 #[derive(Debug, thiserror::Error)]

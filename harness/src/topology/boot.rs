@@ -505,18 +505,24 @@ impl Topology {
     ) -> Result<Self, TopologyError> {
         let mut setting = setting;
         let mut machines = BTreeMap::new();
-        for (name, address) in setting.addresses.clone() {
+        let mut up = 0;
+        for name in setting.addresses.clone().into_keys() {
             let container = setting.name(name.as_str());
-            let state = engine
-                .container(&container)
-                .await?
-                .filter(|state| state.running || state.paused);
-            let state = state.ok_or(TopologyError::NotUp)?;
+            let state = engine.container(&container).await?.ok_or(TopologyError::NotUp)?;
+            up += usize::from(state.running || state.paused);
+            // A fault may have moved it.
+            let address = state.networks.get(&setting.network()).copied().flatten();
+            let address = address.unwrap_or(setting.addresses[&name]);
             setting.image = state.image;
             let directory = setting.control_directory(&name);
             let machine =
                 RunningMachine::connect(name.clone(), engine.clone(), container, directory, address).await?;
             machines.insert(name, machine);
+        }
+        // By hand, one that a fault put off is there to be healed.
+        let least = if setting.by_hand() { 1 } else { machines.len() };
+        if up < least {
+            return Err(TopologyError::NotUp);
         }
         Ok(Self {
             dirs,

@@ -66,7 +66,12 @@ impl Topology {
     }
 
     async fn get(&self, port: u16, path: &str, host: Option<&str>) -> ServiceHealth {
-        let mut request = self.http().get(self.url(port, path));
+        // None while its machine is off, or off the network.
+        let Some(published) = self.machines().find_map(|machine| machine.port(port)) else {
+            return ServiceHealth::Down(format!("port {port} of its machine leads nowhere now"));
+        };
+        let url = format!("http://127.0.0.1:{published}{path}");
+        let mut request = self.http().get(url);
         if let Some(host) = host {
             request = request.header(reqwest::header::HOST, host);
         }

@@ -36,6 +36,13 @@ while [ $empty -lt 2 ] && [ $round -lt 600 ]; do
     empty=$((empty + 1))
   else
     empty=0
+    # What is frozen cannot end, neither a machine nor a service in it.
+    for container in $containers; do
+      docker unpause $container
+      timeout 5 docker exec $container sh -c '
+        for state in $(find /sys/fs/cgroup -name freezer.state); do echo THAWED >$state; done
+        for state in $(find /sys/fs/cgroup -name cgroup.freeze); do echo 0 >$state; done'
+    done
     [ -n "$containers" ] && docker rm --force --volumes $containers
     [ -n "$networks" ] && docker network rm $networks
     [ -n "$volumes" ] && docker volume rm $volumes

@@ -227,6 +227,18 @@ impl Drop for Remains {
     }
 }
 
+/// Lets machines go on that a fault froze as a whole: neither they nor what is frozen in them can be ended else.
+async fn unpause(engine: &Engine, containers: &[String]) {
+    for container in containers {
+        if let Ok(Some(state)) = engine.container(container).await
+            && state.paused
+        {
+            // What cannot be unpaused shows as a leftover.
+            let _ = engine.unpause(container).await;
+        }
+    }
+}
+
 /// Asks the machines that still run to thaw what a fault froze: the engine cannot end them otherwise.
 async fn thaw(directory: &Path) {
     for machine in ["vps", "gpu"] {
@@ -247,8 +259,9 @@ async fn remove(
     directory: &Path,
     volumes: Volumes,
 ) -> Result<(), TopologyError> {
-    thaw(directory).await;
     let mut left = Leftovers::of(engine, topology).await?;
+    unpause(engine, &left.containers).await;
+    thaw(directory).await;
     let mut last_error = None;
     for _ in 0..ROUNDS {
         if volumes == Volumes::Keep {
