@@ -5,12 +5,12 @@ use std::time::Duration;
 use anyhow::Result;
 use pretty_assertions::assert_eq;
 use rstest::rstest;
-use wopr_harness::clock::{PlatformTime, polls, seconds};
-use wopr_harness::fault::{Stream, Toxic};
+use wopr_harness::clock::{PlatformTime, Rate, polls, seconds};
+use wopr_harness::fault::{FaultError, Stream, Toxic};
 use wopr_harness::history::Health::{self, Down, Ok as Well};
 use wopr_harness::testing::topology;
-use wopr_harness::watch::all_ok;
-use wopr_harness::{GPU, VPS};
+use wopr_harness::watch::{all_ok, health};
+use wopr_harness::{GPU, Service, VPS};
 
 const NO_TIME: Duration = Duration::ZERO;
 
@@ -79,6 +79,107 @@ async fn each_toxic_is_one_services_fault(
         "the others are as they were: {row:?}"
     );
     fault.heal().await?;
+    watch.until(all_ok()).within(polls(2)).await?;
+    watch.conclude().await?;
+    Ok(())
+}
+
+/// A delay of the answers, in platform-api's time.
+fn latency(rate: Rate, time: PlatformTime) -> Toxic {
+    Toxic::Latency {
+        latency: rate.real(time),
+        jitter: NO_TIME,
+    }
+}
+
+#[tokio::test]
+async fn toxics_on_one_port_add_up_and_each_heals_by_itself() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+    let (rate, port) = (topology.rate(), topology.link(VPS, GPU).port(8080));
+
+    let slow = port
+        .toxic(latency(rate, seconds(2.0)), Stream::Downstream)
+        .await?;
+    let _narrow = port
+        .toxic(Toxic::Bandwidth { rate: 100 }, Stream::Downstream)
+        .await?;
+    watch.next_poll().await?;
+    let row = watch.next_poll().await?;
+    assert_eq!(
+        row.health()["llama"],
+        Well,
+        "two seconds of five\n{}",
+        slow.receipt()
+    );
+
+    let slower = port.toxic(latency(rate, seconds(4.0)), Stream::Upstream).await?;
+    watch.until(health("llama", Down)).within(polls(2)).await?;
+    slow.heal().await?;
+    watch.until(health("llama", Well)).within(polls(2)).await?;
+    slower.heal().await?;
+    assert_eq!(topology.faults().await?.len(), 1, "the bandwidth");
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn toxics_on_two_ports_are_two_services_faults() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+    let link = topology.link(VPS, GPU);
+
+    let _silent = link
+        .clone()
+        .port(8082)
+        .toxic(Toxic::Timeout { timeout: NO_TIME }, Stream::Upstream)
+        .await?;
+    let _down = link.port(8083).toxic(Toxic::Down, Stream::Downstream).await?;
+    watch.next_poll().await?;
+    let row = watch.next_poll().await?;
+    let verdicts = ["llama", "chatterbox", "whisper", "qwen"].map(|key| row.health()[key]);
+    assert_eq!(verdicts, [Well, Well, Down, Down], "{row:?}");
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_toxic_that_changes_is_seen_by_the_polls() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+    let rate = topology.rate();
+
+    let mut slow = topology
+        .link(VPS, GPU)
+        .port(8081)
+        .toxic(latency(rate, seconds(1.0)), Stream::Downstream)
+        .await?;
+    slow.update(latency(rate, seconds(8.0))).await?;
+    watch.until(health("chatterbox", Down)).within(polls(2)).await?;
+    slow.update(latency(rate, seconds(1.0))).await?;
+    watch.until(health("chatterbox", Well)).within(polls(2)).await?;
+    let other = slow.update(Toxic::Bandwidth { rate: 1 }).await;
+    assert!(matches!(other, Err(FaultError::NotThatKind { .. })), "{other:?}");
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_toxic_on_platform_apis_own_way_is_a_fault_of_the_service_alone() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+
+    let reset = topology
+        .link(Service::PlatformApi, GPU)
+        .port(8080)
+        .toxic(Toxic::ResetPeer { timeout: NO_TIME }, Stream::Downstream)
+        .await?;
+    watch.until(health("llama", Down)).within(polls(2)).await?;
+    reset.heal().await?;
     watch.until(all_ok()).within(polls(2)).await?;
     watch.conclude().await?;
     Ok(())

@@ -1,14 +1,16 @@
 //! What a network that breaks between the machines does to a node's row.
 
+use std::time::Instant;
+
 use anyhow::Result;
 use pretty_assertions::assert_eq;
 use rstest::rstest;
-use wopr_harness::clock::polls;
+use wopr_harness::clock::{POLL, PlatformTime, polls, seconds};
 use wopr_harness::fault::{Fault, FaultError, Link, Outcome};
 use wopr_harness::history::Health::{Down, Ok as Well};
 use wopr_harness::history::Status::{Active, Degraded};
 use wopr_harness::testing::topology;
-use wopr_harness::watch::{all_down, all_ok, health, status};
+use wopr_harness::watch::{Condition, WatchError, all_down, all_ok, health, status};
 use wopr_harness::{GPU, Service, VPS};
 
 #[derive(Debug, Clone, Copy)]
@@ -226,6 +228,187 @@ async fn a_link_that_loses_packets_does_not_degrade_the_node(#[case] share: f64)
     watch.polls(8).await?;
     let history = watch.history().await?;
     assert_eq!(history.statuses(node.as_str()), [Active], "\n{history}");
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_link_that_loses_a_third_shows_services_down_now_and_then() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+
+    let _lossy = topology.link(VPS, GPU).lose(0.3).await?;
+    let some_down = Condition::new("a service down", |row| {
+        row.health().values().any(|health| *health == Down)
+    });
+    watch.until(some_down).within(polls(8)).await?;
+    watch.until(health("llama", Well)).within(polls(30)).await?;
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[rstest]
+#[case::refused(Opening::Refused)]
+#[case::without_an_answer(Opening::Unanswered)]
+#[tokio::test]
+async fn a_node_that_takes_no_new_connections_is_degraded_since_each_poll_opens_its_own(
+    #[case] opening: Opening,
+) -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+
+    let link = topology.link(VPS, GPU);
+    let closed = match opening {
+        Opening::Refused => link.refuse_new().await?,
+        Opening::Unanswered => link.drop_new().await?,
+    };
+    watch.until(status(Degraded)).within(polls(3)).await?;
+    closed.heal().await?;
+    watch.until(status(Active)).within(polls(2)).await?;
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Opening {
+    Refused,
+    Unanswered,
+}
+
+#[tokio::test]
+async fn a_cable_pulled_and_put_back_between_two_polls_is_never_seen() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+
+    watch.next_poll().await?;
+    let _cut = topology.link(VPS, GPU).cut_flowing().await?;
+    for row in watch.polls(3).await? {
+        assert!(row.health().values().all(|health| *health == Well), "{row:?}");
+    }
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cut_of_platform_api_alone_degrades_a_node_that_its_machine_still_reaches() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+
+    let cut = topology.link(Service::PlatformApi, GPU).partition().await?;
+    let probes = &cut.receipt().probes;
+    assert!(
+        probes
+            .iter()
+            .any(|probe| probe.from == "vps" && probe.outcome == Outcome::Answered),
+        "{}",
+        cut.receipt()
+    );
+    watch.until(status(Degraded)).within(polls(3)).await?;
+    cut.heal().await?;
+    watch.until(status(Active)).within(polls(2)).await?;
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[rstest]
+#[case::drop(Cut::Drop)]
+#[case::reset(Cut::Reset)]
+#[case::partition(Cut::Partition)]
+#[tokio::test]
+async fn a_database_out_of_reach_stops_the_polls_and_they_go_on_after(#[case] cut: Cut) -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+    watch.next_poll().await?;
+
+    let fault = apply(&topology.link(Service::PlatformApi, Service::Postgres), cut).await?;
+    let silent = watch.next_poll().await;
+    assert!(matches!(silent, Err(WatchError::TimedOut { .. })), "{silent:?}");
+    assert!(topology.health(Service::PlatformApi).await.is_ok());
+    fault.heal().await?;
+    watch.until(all_ok()).within(polls(4)).await?;
+    watch.polls(2).await?;
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_database_that_takes_no_new_connections_is_polled_for_on_the_old_ones() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+    watch.next_poll().await?;
+
+    let _closed = topology
+        .link(Service::PlatformApi, Service::Postgres)
+        .refuse_new()
+        .await?;
+    watch.polls(4).await?;
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn polls_go_on_after_the_connections_to_the_database_stood_still_for_good() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+    watch.next_poll().await?;
+
+    let _cut = topology
+        .link(Service::PlatformApi, Service::Postgres)
+        .cut_flowing()
+        .await?;
+    // The poll that met the cut is lost with its connection; new ones come about.
+    watch.until(all_ok()).within(polls(6)).await?;
+    watch.polls(2).await?;
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_link_that_flaps_faster_than_the_polls_is_judged_by_what_each_poll_met() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+
+    let link = topology.link(VPS, GPU);
+    let began = Instant::now();
+    while began.elapsed() < topology.rate().real(polls(6)) {
+        link.reset().await?.heal().await?;
+    }
+    // What each poll met is in its row; what had to follow from it is the oracle's to say.
+    watch.next_poll().await?;
+    let history = watch.conclude().await?;
+    assert!(history.polls(node.as_str()).len() >= 6, "\n{history}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_heal_at_the_edge_of_a_poll_counts_for_that_poll_or_for_the_next() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+    let rate = topology.rate();
+
+    for early in [seconds(4.0), seconds(2.0), seconds(0.0)] {
+        let cut = topology.link(VPS, GPU).reset().await?;
+        let silent = watch.until(all_down()).within(polls(3)).await?;
+        // No event tells that a poll is about to begin: they are one interval apart.
+        tokio::time::sleep(rate.real(PlatformTime(POLL.0 - early.0))).await;
+        cut.heal().await?;
+        let next = watch.next_poll().await?;
+        assert!(
+            next.is_silent() || next.health().values().all(|health| *health == Well),
+            "{silent:?} {next:?}"
+        );
+        watch.until(all_ok()).within(polls(3)).await?;
+        watch.until(status(Active)).within(polls(2)).await?;
+    }
     watch.conclude().await?;
     Ok(())
 }

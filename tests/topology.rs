@@ -267,19 +267,16 @@ async fn caddy_leads_each_host_where_it_belongs() -> Result<()> {
 /// What a boot that fails says; that it leaves nothing is checked on the way.
 async fn failure(builder: wopr_harness::topology::Builder) -> Result<String> {
     let engine = Engine::connect().await?;
-    let own = format!("wopr.owner={}", Dirs::find()?.run.display());
-    let error = match builder.boot().await {
+    let run = tempfile::tempdir()?;
+    let error = match builder.run_directory(run.path()).boot().await {
         Ok(topology) => bail!("{} booted", topology.id()),
         Err(error) => error.to_string(),
     };
-    for topology in engine.topologies_with_label(&own).await? {
-        // Another test's, in another process, has a living owner.
-        let directory = Dirs::find()?.run.join(&topology);
-        assert!(
-            directory.join("owner.lock").exists(),
-            "{topology} was left behind"
-        );
-    }
+    let label = format!("wopr.owner={}", run.path().display());
+    let left = engine.topologies_with_label(&label).await?;
+    assert!(left.is_empty(), "left behind: {left:?}");
+    let files: Vec<_> = std::fs::read_dir(run.path())?.flatten().collect();
+    assert!(files.is_empty(), "left behind: {files:?}");
     Ok(error)
 }
 

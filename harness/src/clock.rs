@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use wopr_machine::paths::{CLOCK, CLOCK_RATE};
 
@@ -67,6 +67,11 @@ impl Rate {
         }
     }
 
+    /// How many seconds pass for platform-api in one.
+    pub fn get(self) -> u32 {
+        self.0
+    }
+
     /// How long a duration of platform-api's takes.
     pub fn real(self, time: PlatformTime) -> Duration {
         time.0 / self.0
@@ -121,11 +126,16 @@ pub enum ClockError {
     /// Its answers carry no time.
     #[error("platform-api's answers have no Date, by which its clock could be seen: {0}")]
     NoDate(String),
+    /// It does not answer.
+    #[error("platform-api's clock cannot be seen: {0}")]
+    NoAnswer(String),
     /// It runs otherwise.
     #[error(
-        "platform-api's clock was to run at {asked} and runs at ×{found:.1}: its image cannot be sped up if it is built on musl or statically; run it at WOPR_CLOCK_RATE=1"
+        "platform-api's clock was to run at {asked} and runs at ×{found:.1}: its image {image} does not load libfaketime, as one that is built on musl, statically, or on a C library before 2.34 does not; run it at WOPR_CLOCK_RATE=1, or build it on glibc"
     )]
     Wrong {
+        /// Its image.
+        image: String,
         /// The rate that was asked for.
         asked: Rate,
         /// What was measured.
@@ -134,23 +144,59 @@ pub enum ClockError {
 }
 
 /// Whether two looks at the clock show the rate. Each look lies somewhere between its request and its answer, so
-/// that the time between the two is known to lie between `least` and `most`, however slow the host is.
-pub(crate) fn judge(
-    asked: Rate,
-    least: Duration,
-    most: Duration,
-    platform: Duration,
-) -> Result<(), ClockError> {
+/// that the time between the two is known to lie between `least` and `most`, however slow the host is. The error
+/// is the rate that they show.
+pub(crate) fn judge(asked: Rate, least: Duration, most: Duration, platform: Duration) -> Result<(), f64> {
     let expected = |real: Duration| real.as_secs_f64() * f64::from(asked.0);
     let found = platform.as_secs_f64();
     // A Date has whole seconds: each look may be off by one.
     if (0.95 * expected(least) - 1.5..=1.05 * expected(most) + 1.5).contains(&found) {
         return Ok(());
     }
-    Err(ClockError::Wrong {
-        asked,
-        found: found / most.as_secs_f64(),
-    })
+    Err(found / most.as_secs_f64())
+}
+
+/// An error and what led to it: the first of reqwest's own names the address alone.
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
+
+/// How long platform-api has for an answer to be begun.
+const ANSWER: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// Where platform-api's time is told: in the Date of its answers.
+#[derive(Debug, Clone)]
+pub(crate) struct Dial {
+    http: reqwest::Client,
+    url: String,
+}
+
+impl Dial {
+    pub(crate) fn new(http: reqwest::Client, url: String) -> Self {
+        Self { http, url }
+    }
+
+    /// Its time, in whole seconds. A request that a busy host loses is sent again.
+    pub(crate) async fn time(&self) -> Result<SystemTime, ClockError> {
+        let began = Instant::now();
+        let answer = loop {
+            match self.http.get(&self.url).send().await {
+                Ok(answer) => break answer,
+                Err(error) if began.elapsed() > ANSWER => return Err(ClockError::NoAnswer(chain(&error))),
+                Err(_) => tokio::time::sleep(PAUSE).await,
+            }
+        };
+        let date = answer
+            .headers()
+            .get(reqwest::header::DATE)
+            .and_then(|date| date.to_str().ok());
+        let date = date.ok_or_else(|| ClockError::NoDate(format!("{:?}", answer.headers())))?;
+        httpdate::parse_http_date(date).map_err(|error| ClockError::NoDate(format!("{date:?}: {error}")))
+    }
 }
 
 #[cfg(test)]
@@ -167,10 +213,13 @@ mod tests {
     fn a_clock_that_does_not_run_is_noticed() {
         let half = Duration::from_millis(500);
         assert!(judge(Rate::FAST, half, half, Duration::from_secs(15)).is_ok());
-        let error = judge(Rate::FAST, half, half, Duration::from_secs(0))
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("×30 and runs at ×0.0"), "{error}");
+        let found = judge(Rate::FAST, half, half, Duration::from_secs(0)).unwrap_err();
+        let (image, asked) = ("platform-api:alpine".to_owned(), Rate::FAST);
+        let error = ClockError::Wrong { image, asked, found }.to_string();
+        assert!(
+            error.contains("×30 and runs at ×0.0: its image platform-api:alpine does not load"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -42,6 +42,14 @@ pub enum ControlError {
         /// Why that is not an answer.
         source: JsonError,
     },
+    /// An answer to another question: the machine image is another version's.
+    #[error("machine {machine} answered {reply}, which is no answer to what it was asked")]
+    Unexpected {
+        /// The machine.
+        machine: String,
+        /// What it said.
+        reply: String,
+    },
     /// The machine said no.
     #[error("machine {machine} refused: {reason}")]
     Refused {
@@ -70,6 +78,15 @@ pub enum ControlError {
         /// What it wrote to standard error.
         stderr: String,
     },
+}
+
+impl ControlError {
+    pub(crate) fn unexpected(machine: &str, reply: &Reply) -> Self {
+        Self::Unexpected {
+            machine: machine.to_owned(),
+            reply: format!("{reply:?}"),
+        }
+    }
 }
 
 /// An open conversation with a machine.

@@ -80,6 +80,16 @@ impl Dirs {
         Ok(Self { root, state, run })
     }
 
+    /// The same with the control directories elsewhere.
+    ///
+    /// # Errors
+    /// [`DirsError`] when that cannot be made, or is not private to this user.
+    pub(crate) fn running_in(mut self, run: PathBuf) -> Result<Self, DirsError> {
+        private(&run, "the topology's run directory")?;
+        self.run = run;
+        Ok(self)
+    }
+
     /// Control directories of the topology by hand, under a short name: those in the checkout may lie
     /// too deep for a socket's path.
     ///

@@ -1,83 +1,46 @@
 //! Faults: something broken on purpose, seen to be in effect, and healed on request, on drop, and when
 //! this process dies, by the machine itself.
 
+mod bend;
 mod cure;
 mod disk;
+mod end;
+mod error;
 mod link;
+mod loss;
 mod machine;
+mod name;
 mod probe;
 mod query;
+mod route;
+mod rules;
 mod service;
 mod sidecar;
+mod sight;
+mod time;
 mod toxic;
 
 use std::fmt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use wopr_machine::protocol::{Reply, Request, Step};
 
 use crate::control::{Control, ControlError};
-use crate::engine::EngineError;
 use crate::history::Deeds;
-use crate::machine::{BootError, MachineName};
-use crate::topology::{Topology, TopologyError};
+use crate::machine::{MachineName, RunningMachine};
+use crate::topology::Topology;
 
+pub use end::{End, NoSuchEnd};
+pub use error::FaultError;
 pub use link::Link;
 pub use machine::Names;
-pub use probe::{Outcome, Probe};
+pub use name::DnsName;
+pub use probe::{Connection, Outcome, Probe};
 pub(crate) use sidecar::Sidecar;
+pub use time::PlatformClock;
 pub use toxic::{Stream, Toxic};
 pub use wopr_machine::protocol::{Answer, Caller, Manner};
-
-/// Why a fault is not in effect, or not healed.
-#[derive(Debug, thiserror::Error)]
-pub enum FaultError {
-    /// The topology.
-    #[error(transparent)]
-    Topology(#[from] TopologyError),
-    /// The machine.
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    /// An engine.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    /// A machine that was to come back.
-    #[error(transparent)]
-    Boot(#[from] BootError),
-    /// The machine could not apply it.
-    #[error("{fault}: {machine} refused it: {reason}")]
-    Refused {
-        /// The fault.
-        fault: String,
-        /// The machine.
-        machine: MachineName,
-        /// Its reason.
-        reason: String,
-    },
-    /// The Toxiproxy sidecar.
-    #[error("the Toxiproxy sidecar could not {action}: {reason}")]
-    Sidecar {
-        /// What was asked of it.
-        action: String,
-        /// Its words.
-        reason: String,
-    },
-    /// It was applied, and traffic does not show it.
-    #[error("{fault} is applied and not in effect: {probe}")]
-    NotInEffect {
-        /// The fault.
-        fault: String,
-        /// What was seen.
-        probe: Probe,
-    },
-    /// It was healed, and traffic still shows it.
-    #[error("{fault} is healed and still in effect: {probe}")]
-    StillInEffect {
-        /// The fault.
-        fault: String,
-        /// What was seen.
-        probe: Probe,
-    },
-}
 
 /// What shows that a fault is in effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +49,11 @@ pub struct Receipt {
     pub mechanism: Vec<String>,
     /// Traffic that was sent to see it.
     pub probes: Vec<Probe>,
+    /// What else was seen, in words: packets that were lost, a name that was looked up, a time that was told.
+    pub observed: Vec<String>,
+    /// From the call to the moment when it was in place everywhere; what came before are looks at traffic
+    /// that it was to harm or to spare.
+    pub applied_after: Duration,
 }
 
 impl fmt::Display for Receipt {
@@ -93,10 +61,13 @@ impl fmt::Display for Receipt {
         for probe in &self.probes {
             writeln!(f, "  seen: {probe}")?;
         }
+        for words in &self.observed {
+            writeln!(f, "  seen: {words}")?;
+        }
         for command in &self.mechanism {
             writeln!(f, "  by:   {command}")?;
         }
-        Ok(())
+        writeln!(f, "  in:   {} ms", self.applied_after.as_millis())
     }
 }
 
@@ -110,10 +81,17 @@ pub struct Fault {
     cure: Option<cure::Cure>,
     receipt: Receipt,
     /// Asked again after the heal, and expected to go well then.
-    after: Vec<probe::Question>,
+    after: Vec<sight::After>,
     /// The same for the database.
     query: Option<query::Query>,
-    proxies: Vec<sidecar::Proxy>,
+    /// Machines whose other faults could keep that from going well.
+    machines: Vec<(String, PathBuf)>,
+    /// For a fault of a name, what it was before.
+    name_before: Option<name::NameBefore>,
+    /// For a fault of the wall clock, what that was before.
+    clock_before: Option<time::ClockBefore>,
+    /// For a toxic, how it is changed.
+    bent: Option<bend::Bent>,
     deeds: Deeds,
 }
 
@@ -160,22 +138,17 @@ impl Fault {
         if let Some(cure) = &mut self.cure {
             cure.undo(&self.name).await?;
         }
-        for proxy in std::mem::take(&mut self.proxies) {
-            proxy.remove().await?;
-        }
         if let Some(query) = &self.query {
             query.is_answered_again(&self.name).await?;
         }
-        for question in &self.after {
-            let probe = question.ask_until(Outcome::Answered).await?;
-            if probe.outcome != Outcome::Answered {
-                return Err(FaultError::StillInEffect {
-                    fault: self.name.clone(),
-                    probe,
-                });
-            }
+        if let Some(before) = &self.name_before {
+            before.is_back(&self.name, &self.machines).await?;
         }
-        Ok(())
+        if let Some(before) = &self.clock_before {
+            before.is_back(&self.name).await?;
+        }
+        let after = std::mem::take(&mut self.after);
+        sight::healed(&self.name, after, &self.machines).await
     }
 }
 
@@ -187,6 +160,12 @@ impl Drop for Fault {
 }
 
 impl Topology {
+    /// The machines' names and control directories.
+    fn control_directories(&self) -> Vec<(String, PathBuf)> {
+        let of = |machine: &RunningMachine| (machine.name().to_string(), machine.control_directory().clone());
+        self.machines().map(of).collect()
+    }
+
     /// Names of the faults that are in effect now, whoever holds them, by machine. One that is frozen or off
     /// cannot tell what it holds besides.
     ///
@@ -231,6 +210,8 @@ struct Applying {
     name: String,
     held: Vec<(MachineName, Control)>,
     mechanism: Vec<String>,
+    began: Instant,
+    applied_after: Duration,
 }
 
 impl Applying {
@@ -239,6 +220,8 @@ impl Applying {
             name,
             held: Vec::new(),
             mechanism: Vec::new(),
+            began: Instant::now(),
+            applied_after: Duration::ZERO,
         }
     }
 
@@ -283,7 +266,17 @@ impl Applying {
             Err(error) => return Err(error.into()),
         }
         self.held.push((machine.clone(), control));
+        self.applied_after = self.began.elapsed();
         Ok(())
+    }
+
+    /// Undoes it before its error is told. Dropping it does so as well, but soon after.
+    async fn give_up(mut self, error: FaultError) -> FaultError {
+        for (_, control) in &mut self.held {
+            // What would not be undone now is undone, or complained of, when the conversation ends.
+            let _ = control.ask(&Request::Release).await;
+        }
+        error
     }
 
     /// Looks whether it is in effect. Until this returns, dropping it undoes it.
@@ -292,26 +285,22 @@ impl Applying {
         expected: &[(probe::Question, Outcome)],
         deeds: Deeds,
     ) -> Result<Fault, FaultError> {
-        let mut probes = Vec::new();
-        for (question, outcome) in expected {
-            let probe = question.ask_until(*outcome).await?;
-            if probe.outcome != *outcome {
-                return Err(FaultError::NotInEffect {
-                    fault: self.name,
-                    probe,
-                });
-            }
-            probes.push(probe);
-        }
+        self.see(sight::Sight::of_new(expected), deeds).await
+    }
+
+    /// Looks whether it is in effect, also on connections from before. Until this returns, dropping it
+    /// undoes it.
+    async fn see(self, sight: sight::Sight, deeds: Deeds) -> Result<Fault, FaultError> {
+        let (probes, after) = match sight.after(&self.name).await {
+            Ok(seen) => seen,
+            Err(error) => return Err(self.give_up(error).await),
+        };
         deeds.note(format!("begun:  {}", self.name));
-        // What it left unharmed is no sign of its heal: another fault may harm that by now.
-        let harmed = expected
-            .iter()
-            .filter(|(_, outcome)| *outcome != Outcome::Answered);
-        let after = harmed.map(|(question, _)| question.clone()).collect();
         let receipt = Receipt {
             mechanism: self.mechanism,
             probes,
+            observed: Vec::new(),
+            applied_after: self.applied_after,
         };
         Ok(Fault {
             name: self.name,
@@ -320,7 +309,10 @@ impl Applying {
             receipt,
             after,
             query: None,
-            proxies: Vec::new(),
+            machines: Vec::new(),
+            name_before: None,
+            clock_before: None,
+            bent: None,
             deeds,
         })
     }

@@ -99,6 +99,19 @@ impl Service {
         format!("wopr-{}-{}", self.role(), self.name())
     }
 
+    /// The port that it listens on in its container.
+    pub fn inner_port(self) -> u16 {
+        match self {
+            Self::Postgres => 5432,
+            Self::PlatformApi => 3100,
+            Self::PlatformUi => 3000,
+            Self::Caddy => 80,
+            Self::LlamaCpp | Self::QwenEmbeddings => 8080,
+            Self::Chatterbox => 5123,
+            Self::Whisper => 8000,
+        }
+    }
+
     /// The profile of the GPU stack that it belongs to.
     pub fn profile(self) -> Option<&'static str> {
         match self {

@@ -140,10 +140,11 @@ impl StackSettings {
 /// VPS machine's recorder. By address: no fault of names is to touch them.
 fn for_observation(settings: StackSettings) -> StackSettings {
     let recorder = format!("http://{}:{}", paths::DNS_ADDRESS, paths::RECORDER_PORT);
-    let library = format!("{}/{}/{}", paths::CONTROL, paths::CLOCK, paths::CLOCK_LIBRARY);
+    let library = |name: &str| format!("{}/{}/{name}", paths::CONTROL, paths::CLOCK);
+    let preloaded = [paths::WALL_LIBRARY, paths::CLOCK_LIBRARY].map(library).join(":");
     settings
         .with(Role::Vps, "ADMIN_WEBHOOK_URL", &format!("{recorder}/hooks/gpu"))
-        .with(Role::Vps, "WOPR_CLOCK_LIBRARY", &library)
+        .with(Role::Vps, "WOPR_CLOCK_LIBRARY", &preloaded)
 }
 
 #[cfg(test)]

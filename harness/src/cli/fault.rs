@@ -1,13 +1,19 @@
 //! `wopr fault`, `faults`, `heal`, `watch`.
 
+mod clock;
+mod dns;
+
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use wopr_harness::Topology;
-use wopr_harness::fault::{self, Manner, Names};
+use wopr_harness::fault::{self, End, Manner, Names, Stream, Toxic};
 use wopr_harness::machine::MachineName;
 use wopr_harness::service::Service;
+
+use clock::Timing;
+use dns::Naming;
 
 use super::up::parse_service;
 use super::{Failure, Outcome};
@@ -23,10 +29,10 @@ pub(crate) struct Lasting {
 /// A link, and which part of it.
 #[derive(Args)]
 pub(crate) struct Place {
-    /// The machine that opens connections: vps or gpu.
-    from: MachineName,
-    /// The machine that they lead to.
-    to: MachineName,
+    /// Who opens connections: a machine (vps, gpu), or a service alone, as platform-api.
+    from: End,
+    /// Where they lead: the other machine, or a service.
+    to: End,
     /// One port of it; all unless it is given.
     #[arg(long)]
     port: Option<u16>,
@@ -81,14 +87,54 @@ pub(crate) struct Which {
 
 #[derive(Subcommand)]
 pub(crate) enum Fault {
-    /// Cut both machines off from each other, in both directions.
-    Partition(Lasting),
+    /// Cut both machines off from each other, in both directions; or a link's two ends, where they are named.
+    Partition {
+        /// One end: a machine (vps, gpu), or a service alone.
+        #[arg(default_value = "vps")]
+        from: End,
+        /// The other end.
+        #[arg(default_value = "gpu")]
+        to: End,
+        #[command(flatten)]
+        lasting: Lasting,
+    },
     /// Let packets of a link vanish.
     Drop(Place),
     /// Reset connections of a link.
     Reset(Place),
     /// Tell the sender that no way leads there.
     Unreachable(Place),
+    /// Refuse new connections of a link; those that flow live on.
+    RefuseNew(Place),
+    /// Let new connections of a link not come about; those that flow live on.
+    DropNew(Place),
+    /// Let connections that flow now stand still, as a cable pulled and put back does; new ones come about.
+    CutFlowing(Place),
+    /// Delay the answers of one port of a link, through the Toxiproxy sidecar.
+    Latency {
+        /// By how much, as `2s`.
+        #[arg(value_parser = humantime::parse_duration)]
+        by: Duration,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Let answers of one port of a link pass at so many kilobytes a second, through the Toxiproxy sidecar.
+    Bandwidth {
+        /// Kilobytes a second; none pass at 0.
+        rate: u32,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Answer wrongly, late or not at all when services of the VPS machine ask for a name.
+    Dns {
+        /// The name, as wopr-gpu.
+        name: String,
+        #[command(subcommand)]
+        naming: Naming,
+    },
+    /// Change platform-api's clock, which local/vps/.env prepares it for (WOPR_CLOCK_LIBRARY).
+    #[command(subcommand)]
+    Clock(Timing),
     /// Lose packets of a link at random.
     Loss {
         /// Share of the packets, from 0 to 1.
@@ -160,13 +206,27 @@ impl Fault {
             }
         };
         let (fault, lasting) = match self {
-            Self::Partition(lasting) => (
-                topology
-                    .link(wopr_harness::VPS, wopr_harness::GPU)
-                    .partition()
-                    .await?,
-                lasting,
-            ),
+            Self::Partition { from, to, lasting } => (topology.link(from, to).partition().await?, lasting),
+            Self::RefuseNew(place) => (link(&place).refuse_new().await?, place.lasting),
+            Self::DropNew(place) => (link(&place).drop_new().await?, place.lasting),
+            Self::CutFlowing(place) => (link(&place).cut_flowing().await?, place.lasting),
+            Self::Latency { by, place } => {
+                let jitter = Duration::ZERO;
+                let toxic = Toxic::Latency { latency: by, jitter };
+                (
+                    link(&place).toxic(toxic, Stream::Downstream).await?,
+                    place.lasting,
+                )
+            }
+            Self::Bandwidth { rate, place } => {
+                let toxic = Toxic::Bandwidth { rate };
+                (
+                    link(&place).toxic(toxic, Stream::Downstream).await?,
+                    place.lasting,
+                )
+            }
+            Self::Dns { name, naming } => naming.begin(&topology.dns_name(&name)).await?,
+            Self::Clock(timing) => timing.begin(topology.clock()).await?,
             Self::Drop(place) => (link(&place).drop_packets().await?, place.lasting),
             Self::Reset(place) => (link(&place).reset().await?, place.lasting),
             Self::Unreachable(place) => (link(&place).unreachable().await?, place.lasting),

@@ -210,6 +210,13 @@ pub struct ContainerState {
     pub created: Option<SystemTime>,
 }
 
+impl ContainerState {
+    /// Its address on the first of its networks that gave it one.
+    pub fn address(&self) -> Option<Ipv4Addr> {
+        self.networks.values().find_map(|address| *address)
+    }
+}
+
 impl Engine {
     /// Makes and starts a container, on `network` at `address` where given, and returns its id.
     /// Nothing is left when this fails.

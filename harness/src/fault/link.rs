@@ -1,84 +1,39 @@
-//! Faults of a link, below TCP: packet rules in the machine where the packets come from.
+//! Faults of a link, below TCP: packet rules in the network where the packets come from.
 
-use wopr_machine::protocol::Step;
-
-use super::probe::Question;
-use super::{Applying, Fault, FaultError, Outcome};
-use crate::machine::{GPU, MachineName, Role, VPS};
-use crate::service::Service;
+use super::end::End;
+use super::probe::Outcome;
+use super::route::Back;
+use super::rules::{Fate, Mark, Packets};
+use super::sight::{Effect, Sight};
+use super::{Applying, Fault, FaultError};
 use crate::topology::Topology;
 
-/// A directed path: the connections that one machine opens to another, to all of its ports or to one.
+/// A directed path: the connections that one end opens to another, to all of its ports or to one. An end is a
+/// machine, or a service alone.
 #[derive(Debug, Clone)]
 pub struct Link<'a> {
-    topology: &'a Topology,
-    from: MachineName,
-    to: MachineName,
-    port: Option<u16>,
+    pub(super) topology: &'a Topology,
+    pub(super) from: End,
+    pub(super) to: End,
+    pub(super) port: Option<u16>,
 }
 
 impl Topology {
-    /// The link from one machine to another.
-    pub fn link(&self, from: MachineName, to: MachineName) -> Link<'_> {
+    /// The link from one end to another: `link(VPS, GPU)` is all that the VPS machine opens to the GPU machine,
+    /// `link(Service::PlatformApi, GPU)` what platform-api alone does, and `link(Service::PlatformApi,
+    /// Service::Postgres)` its way to the database.
+    pub fn link(&self, from: impl Into<End>, to: impl Into<End>) -> Link<'_> {
         Link {
             topology: self,
-            from,
-            to,
+            from: from.into(),
+            to: to.into(),
             port: None,
         }
     }
 }
 
-/// What becomes of a packet.
-#[derive(Debug, Clone, Copy)]
-enum Fate {
-    Drop,
-    Reset,
-    Unreachable,
-    /// Dropped with this probability.
-    Lose(f64),
-}
-
-/// Which packets to the other machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Packets {
-    /// Every one.
-    All,
-    /// Those of connections that were opened from here.
-    Outgoing,
-}
-
-impl Fate {
-    fn words(self) -> Vec<String> {
-        let words: &[&str] = match self {
-            Self::Drop => &["--jump", "DROP"],
-            Self::Reset => &["--jump", "REJECT", "--reject-with", "tcp-reset"],
-            Self::Unreachable => &["--jump", "REJECT", "--reject-with", "icmp-host-unreachable"],
-            Self::Lose(share) => {
-                let share = format!("{share:.4}");
-                let words = [
-                    "--match",
-                    "statistic",
-                    "--mode",
-                    "random",
-                    "--probability",
-                    &share,
-                    "--jump",
-                    "DROP",
-                ];
-                return words.map(str::to_owned).to_vec();
-            }
-        };
-        words.iter().map(|word| (*word).to_owned()).collect()
-    }
-
-    fn needs_tcp(self) -> bool {
-        matches!(self, Self::Reset)
-    }
-}
-
 impl<'a> Link<'a> {
-    /// The same link, for one port of the machine that it leads to.
+    /// The same link, for one port of where it leads.
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {
         self.port = Some(port);
@@ -96,22 +51,6 @@ impl<'a> Link<'a> {
         }
     }
 
-    pub(super) fn its_port(&self) -> Option<u16> {
-        self.port
-    }
-
-    pub(super) fn topology(&self) -> &'a Topology {
-        self.topology
-    }
-
-    pub(super) fn source(&self) -> &MachineName {
-        &self.from
-    }
-
-    pub(super) fn target_address(&self) -> std::net::Ipv4Addr {
-        self.topology.address(&self.to)
-    }
-
     pub(super) fn name(&self) -> String {
         match self.port {
             Some(port) => format!("{} → {}:{port}", self.from, self.to),
@@ -119,161 +58,139 @@ impl<'a> Link<'a> {
         }
     }
 
-    /// Both machines are cut off from each other: no packet passes in either direction, on connections that
-    /// flow as little as on new ones.
+    /// Both ends are cut off from each other: no packet passes in either direction, on connections that flow
+    /// as little as on new ones. Of a link to one port, that port is cut off.
     ///
     /// # Errors
     /// [`FaultError`].
     pub async fn partition(&self) -> Result<Fault, FaultError> {
-        let mut applying = Applying::new(format!("partition of {} and {}", self.from, self.to));
-        for link in [self.clone(), self.reversed()] {
-            link.hold(&mut applying, Fate::Drop, Packets::All).await?;
+        let mut applying = Applying::new(format!("partition on {}", self.name()));
+        let back = self.reversed();
+        let between_machines = matches!((&self.from, &self.to), (End::Machine(_), End::Machine(_)));
+        let (rules, harmed) = match (between_machines, self.port) {
+            (true, None) => (
+                vec![
+                    self.rule(Fate::Drop, Packets::All).await?,
+                    back.rule(Fate::Drop, Packets::All).await?,
+                ],
+                vec![self.question().await?, back.question().await?],
+            ),
+            (true, Some(_)) => (
+                vec![self.rule(Fate::Drop, Packets::All).await?],
+                vec![self.question().await?],
+            ),
+            (false, _) => (
+                vec![self.rule(Fate::Drop, Packets::BothWays).await?],
+                vec![self.question().await?],
+            ),
+        };
+        let sight = Sight::before(harmed, Effect::SILENCE, self.bystanders(Back::Harmed).await?).await?;
+        for rule in &rules {
+            rule.hold(&mut applying, self.topology).await?;
         }
-        let mut expected = vec![(self.question(), Outcome::NoConnection)];
-        expected.push((self.reversed().question(), Outcome::NoConnection));
-        applying.confirm(&expected, self.topology.deeds().clone()).await
+        self.see(applying, sight).await
     }
 
-    /// Packets of this direction vanish.
+    /// Packets of this direction vanish: no connection comes about, and what flows stands still.
     ///
     /// # Errors
     /// [`FaultError`].
     pub async fn drop_packets(&self) -> Result<Fault, FaultError> {
-        self.break_with("drop", Fate::Drop, Outcome::NoConnection).await
+        self.break_with("drop", Fate::Drop, Packets::Outgoing, Effect::SILENCE)
+            .await
     }
 
-    /// Connections in this direction are reset at once.
+    /// Connections in this direction are reset, new ones at once and flowing ones with their next packet.
     ///
     /// # Errors
     /// [`FaultError`].
     pub async fn reset(&self) -> Result<Fault, FaultError> {
-        self.break_with("reset", Fate::Reset, Outcome::Refused).await
+        let effect = Effect {
+            new: Outcome::Refused,
+            flowing: Outcome::Broken,
+        };
+        self.break_with("reset", Fate::Reset, Packets::Outgoing, effect)
+            .await
     }
 
-    /// No way leads to the other machine, and the sender is told so.
+    /// No way leads to the other end, and the sender is told so. TCP takes that for an answer when it opens a
+    /// connection; one that flows stands still.
     ///
     /// # Errors
     /// [`FaultError`].
     pub async fn unreachable(&self) -> Result<Fault, FaultError> {
-        self.break_with("no route", Fate::Unreachable, Outcome::Refused)
+        let effect = Effect {
+            new: Outcome::Refused,
+            flowing: Outcome::NoAnswer,
+        };
+        self.break_with("no route", Fate::Unreachable, Packets::Outgoing, effect)
             .await
     }
 
-    /// Packets of this direction are lost with a probability between 0 and 1. What shows it is the rule
-    /// alone: any single request may come through.
+    /// New connections are refused; those that flow live on.
     ///
     /// # Errors
     /// [`FaultError`].
-    pub async fn lose(&self, share: f64) -> Result<Fault, FaultError> {
-        let mut applying = Applying::new(format!("loss of {:.0} % on {}", share * 100.0, self.name()));
-        self.hold(&mut applying, Fate::Lose(share), Packets::Outgoing)
-            .await?;
-        applying.confirm(&[], self.topology.deeds().clone()).await
+    pub async fn refuse_new(&self) -> Result<Fault, FaultError> {
+        let effect = Effect {
+            new: Outcome::Refused,
+            ..Effect::NONE
+        };
+        self.break_with(
+            "refusal of new connections",
+            Fate::Reset,
+            Packets::Opening,
+            effect,
+        )
+        .await
     }
 
-    async fn break_with(&self, word: &str, fate: Fate, outcome: Outcome) -> Result<Fault, FaultError> {
-        let mut unharmed_before = Vec::new();
-        let back = Link {
-            port: None,
-            ..self.reversed()
+    /// New connections do not come about; those that flow live on. One that waits when this heals comes about
+    /// with the sender's next attempt, up to a second later at first and then ever later.
+    ///
+    /// # Errors
+    /// [`FaultError`].
+    pub async fn drop_new(&self) -> Result<Fault, FaultError> {
+        let effect = Effect {
+            new: Outcome::NoConnection,
+            ..Effect::NONE
         };
-        for link in self.neighbour().into_iter().chain([back.clone()]) {
-            let probe = link.question().ask().await?;
-            if probe.outcome == Outcome::Answered {
-                unharmed_before.push(probe.url);
-            }
-        }
+        self.break_with("drop of new connections", Fate::Drop, Packets::Opening, effect)
+            .await
+    }
+
+    /// A cable pulled and put back: connections that flow now stand still, and new ones come about.
+    ///
+    /// # Errors
+    /// [`FaultError`].
+    pub async fn cut_flowing(&self) -> Result<Fault, FaultError> {
+        let effect = Effect {
+            flowing: Outcome::NoAnswer,
+            ..Effect::NONE
+        };
+        let flowing = Packets::Flowing(Mark::new());
+        self.break_with("cut of flowing connections", Fate::Drop, flowing, effect)
+            .await
+    }
+
+    async fn break_with(
+        &self,
+        word: &str,
+        fate: Fate,
+        packets: Packets,
+        effect: Effect,
+    ) -> Result<Fault, FaultError> {
         let mut applying = Applying::new(format!("{word} on {}", self.name()));
-        self.hold(&mut applying, fate, Packets::Outgoing).await?;
-        let mut expected = vec![(self.question(), outcome)];
-        for unharmed in self.neighbour().into_iter().chain([back]) {
-            let question = unharmed.question();
-            // What another fault keeps from answering says nothing about this one.
-            if unharmed_before.contains(&question.url) {
-                expected.push((question, Outcome::Answered));
-            }
-        }
-        applying.confirm(&expected, self.topology.deeds().clone()).await
+        let rule = self.rule(fate, packets).await?;
+        let harmed = vec![self.question().await?];
+        let sight = Sight::before(harmed, effect, self.bystanders(Back::Spared).await?).await?;
+        rule.hold(&mut applying, self.topology).await?;
+        self.see(applying, sight).await
     }
 
-    /// A port that a fault of one port must not touch.
-    fn neighbour(&self) -> Option<Link<'a>> {
-        let port = self.port?;
-        let others: &[u16] = if self.to == GPU {
-            &[8080, 8081]
-        } else {
-            &[3100, 80]
-        };
-        let other = others.iter().find(|other| **other != port)?;
-        let healthy = self
-            .topology
-            .expected_services()
-            .contains(&service_at(&self.to, *other));
-        healthy.then(|| Link {
-            port: Some(*other),
-            ..self.clone()
-        })
-    }
-
-    async fn hold(&self, applying: &mut Applying, fate: Fate, packets: Packets) -> Result<(), FaultError> {
-        let control = self.topology.control(&self.from).await?;
-        let to = self.topology.address(&self.to).to_string();
-        let steps = ["DOCKER-USER", "OUTPUT"].map(|chain| {
-            let rule = |action: &str| {
-                let mut words: Vec<String> = ["iptables", "--wait", action, chain, "--destination", &to]
-                    .map(str::to_owned)
-                    .to_vec();
-                if self.port.is_some() || fate.needs_tcp() {
-                    words.extend(["--protocol", "tcp"].map(str::to_owned));
-                }
-                if let Some(port) = self.port {
-                    words.extend(["--dport".to_owned(), port.to_string()]);
-                }
-                if packets == Packets::Outgoing {
-                    // Answers to what the other machine opened pass: the way back is a link of its own.
-                    words.extend(["--match", "conntrack", "--ctdir", "ORIGINAL"].map(str::to_owned));
-                }
-                words.extend(fate.words());
-                words
-            };
-            Step {
-                apply: rule("--insert"),
-                undo: rule("--delete"),
-            }
-        });
-        applying.hold(&self.from, control, steps.to_vec()).await
-    }
-
-    /// What travels on it: on the way to the GPU machine platform-api's poll, on the way back a
-    /// registration, which the machine itself sends.
-    pub(super) fn question(&self) -> Question {
-        let machine = self.topology.machine(&self.from);
-        let address = self.topology.address(&self.to);
-        let port = self.port.unwrap_or(if self.to == GPU { 8080 } else { 3100 });
-        let (from, container) = match self.from.role() {
-            Role::Vps => {
-                let platform_api = (machine.engine().clone(), Service::PlatformApi.container());
-                ("platform-api".to_owned(), Some(platform_api))
-            }
-            Role::Gpu => (self.from.to_string(), None),
-        };
-        Question {
-            from,
-            machine: (self.from.to_string(), machine.control_directory().clone()),
-            container,
-            url: format!("http://{address}:{port}/health"),
-            slower_by: std::time::Duration::ZERO,
-        }
-    }
-}
-
-fn service_at(machine: &MachineName, port: u16) -> Service {
-    match port {
-        _ if *machine == VPS && port == 80 => Service::Caddy,
-        _ if *machine == VPS => Service::PlatformApi,
-        8081 => Service::Chatterbox,
-        8082 => Service::Whisper,
-        8083 => Service::QwenEmbeddings,
-        _ => Service::LlamaCpp,
+    pub(super) async fn see(&self, applying: Applying, sight: Sight) -> Result<Fault, FaultError> {
+        let mut fault = applying.see(sight, self.topology.deeds().clone()).await?;
+        fault.machines = self.topology.control_directories();
+        Ok(fault)
     }
 }

@@ -1,54 +1,34 @@
-//! Traffic that shows whether a fault is in effect: a request as platform-api sends it, from its own
-//! network namespace, or from a machine's.
+//! Traffic that shows whether a fault is in effect: a request as a service sends it, from its own network
+//! namespace, or from a machine's; on a new connection, or on one that was open before.
 
 use std::fmt;
+use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use wopr_machine::protocol::{Reply, Request, Talk};
+
 use super::FaultError;
-use crate::control::Control;
+use crate::control::{Control, ControlError};
 use crate::engine::Engine;
 
+pub use wopr_machine::protocol::Outcome;
+
 /// A packet between machines of one host takes microseconds; what takes this long does not arrive.
-const CONNECT: Duration = Duration::from_millis(300);
+pub(super) const CONNECT: Duration = Duration::from_millis(300);
 /// A service that answers at all answers well within this.
-const ANSWER: Duration = Duration::from_millis(900);
+pub(super) const ANSWER: Duration = Duration::from_millis(900);
 /// An effect that is to come (a service that starts again) is looked for so often.
 const TRIES: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(50);
-const LIMIT: Duration = Duration::from_secs(10);
 
-/// How a request ended.
+/// The connection that a request was sent on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// With status 2xx.
-    Answered,
-    /// With another status.
-    OtherStatus,
-    /// The connection was refused, or no way leads there.
-    Refused,
-    /// No connection came about.
-    NoConnection,
-    /// A connection came about, and no whole answer.
-    NoAnswer,
-    /// The connection broke.
-    Broken,
-    /// Something else.
-    Strange(i32),
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Answered => f.write_str("is answered"),
-            Self::OtherStatus => f.write_str("is answered with an error"),
-            Self::Refused => f.write_str("is refused"),
-            Self::NoConnection => f.write_str("gets no connection"),
-            Self::NoAnswer => f.write_str("gets no answer"),
-            Self::Broken => f.write_str("is cut off"),
-            Self::Strange(code) => write!(f, "ends strangely (curl {code})"),
-        }
-    }
+pub enum Connection {
+    /// One that was opened for it.
+    New,
+    /// One that was open, and had been answered on, before the fault began.
+    Flowing,
 }
 
 /// A request that was sent to see a fault, and how it ended.
@@ -58,25 +38,35 @@ pub struct Probe {
     pub from: String,
     /// What was asked for.
     pub url: String,
+    /// On what.
+    pub connection: Connection,
     /// How it ended.
     pub outcome: Outcome,
     /// How long that took.
     pub took: Duration,
 }
 
+fn words(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Answered => "is answered",
+        Outcome::OtherStatus => "is answered with an error",
+        Outcome::Refused => "is refused",
+        Outcome::NoConnection => "gets no connection",
+        Outcome::NoAnswer => "gets no answer",
+        Outcome::Broken => "is cut off",
+        Outcome::Closed => "finds its connection closed",
+    }
+}
+
 impl fmt::Display for Probe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            from,
-            url,
-            outcome,
-            took,
-        } = self;
-        write!(
-            f,
-            "{url} asked for from {from} {outcome} ({} ms)",
-            took.as_millis()
-        )
+        let Self { from, url, .. } = self;
+        let on = match self.connection {
+            Connection::New => "",
+            Connection::Flowing => " on a flowing connection",
+        };
+        let (outcome, took) = (words(self.outcome), self.took.as_millis());
+        write!(f, "{url} asked for from {from}{on} {outcome} ({took} ms)")
     }
 }
 
@@ -90,9 +80,16 @@ pub(super) struct Question {
     /// Container whose network namespace it is sent from, and the engine that runs it. None, or one that
     /// does not run, is the machine's own.
     pub(super) container: Option<(Engine, String)>,
+    /// `http://address:port/path`, or `postgres://address:port`.
     pub(super) url: String,
     /// What a fault adds to the time of an answer.
     pub(super) slower_by: Duration,
+}
+
+/// A connection that is open, and can be asked again.
+pub(super) struct Flow {
+    question: Question,
+    control: Control,
 }
 
 impl Question {
@@ -101,51 +98,66 @@ impl Question {
         Self { slower_by, ..self }
     }
 
+    /// Asks on a new connection.
     pub(super) async fn ask(&self) -> Result<Probe, FaultError> {
+        Ok(self.open().await?.1)
+    }
+
+    /// Asks on a new connection, which stays open where it came about.
+    pub(super) async fn open(&self) -> Result<(Flow, Probe), FaultError> {
         let mut control = Control::connect(&self.machine.0, &self.machine.1).await?;
-        let (connect, answer) = (
-            CONNECT.as_secs_f64().to_string(),
-            (ANSWER + self.slower_by).as_secs_f64().to_string(),
-        );
         // Looked up each time: a restart gives it another.
-        let pid = match &self.container {
+        let process = match &self.container {
             Some((engine, name)) => engine.container(name).await?.and_then(|state| state.pid),
             None => None,
         };
-        let namespace = pid.map(|pid| format!("--net=/proc/{pid}/ns/net"));
-        let mut argv = Vec::new();
-        if let Some(namespace) = &namespace {
-            argv.extend(["nsenter", namespace, "--"]);
-        }
-        argv.extend([
-            "curl",
-            "--silent",
-            "--output",
-            "/dev/null",
-            "--fail",
-            "--noproxy",
-            "*",
-        ]);
-        argv.extend(["--connect-timeout", &connect, "--max-time", &answer]);
-        // Whether a connection came about tells two time-outs apart.
-        argv.extend(["--write-out", "%{time_connect}", &self.url]);
+        let (to, talk) = self.understood().ok_or_else(|| FaultError::BadUrl {
+            url: self.url.clone(),
+        })?;
+        let request = Request::Ask {
+            from: process.and_then(|process| u32::try_from(process).ok()),
+            to,
+            talk,
+            connect_ms: millis(CONNECT),
+            answer_ms: millis(ANSWER + self.slower_by),
+        };
+        let probe = self.probe(&mut control, &request, Connection::New).await?;
+        let question = self.clone();
+        Ok((Flow { question, control }, probe))
+    }
+
+    fn understood(&self) -> Option<(SocketAddrV4, Talk)> {
+        let (scheme, rest) = self.url.split_once("://")?;
+        let (place, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let talk = match scheme {
+            "postgres" => Talk::Postgres,
+            _ => Talk::Http {
+                path: format!("/{path}"),
+            },
+        };
+        Some((place.parse().ok()?, talk))
+    }
+
+    async fn probe(
+        &self,
+        control: &mut Control,
+        request: &Request,
+        connection: Connection,
+    ) -> Result<Probe, FaultError> {
         let began = Instant::now();
-        let (code, out) = control.run_any(&argv, LIMIT + self.slower_by).await?;
-        let connected = out.trim().parse::<f64>().is_ok_and(|at| at > 0.0);
-        let outcome = match code {
-            0 => Outcome::Answered,
-            22 => Outcome::OtherStatus,
-            7 => Outcome::Refused,
-            28 if connected => Outcome::NoAnswer,
-            28 => Outcome::NoConnection,
-            18 | 52 | 55 | 56 => Outcome::Broken,
-            other => Outcome::Strange(other),
+        let (outcome, took) = match control.ask(request).await {
+            Ok(Reply::Asked { outcome, took_us }) => (outcome, Duration::from_micros(took_us)),
+            Ok(other) => return Err(ControlError::unexpected(&self.machine.0, &other).into()),
+            // The process ended between two looks: nothing of it opens connections.
+            Err(ControlError::Refused { .. }) => (Outcome::NoConnection, began.elapsed()),
+            Err(error) => return Err(error.into()),
         };
         Ok(Probe {
             from: self.from.clone(),
             url: self.url.clone(),
+            connection,
             outcome,
-            took: began.elapsed(),
+            took,
         })
     }
 
@@ -160,5 +172,62 @@ impl Question {
             probe = self.ask().await?;
         }
         Ok(probe)
+    }
+}
+
+impl Flow {
+    /// Sends a further request on the open connection.
+    pub(super) async fn ask(&mut self, patience: Duration) -> Result<Probe, FaultError> {
+        let request = Request::AskAgain {
+            answer_ms: millis(patience),
+        };
+        self.question
+            .probe(&mut self.control, &request, Connection::Flowing)
+            .await
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question(url: &str) -> Question {
+        Question {
+            from: "platform-api".into(),
+            machine: ("vps".into(), PathBuf::new()),
+            container: None,
+            url: url.into(),
+            slower_by: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn a_url_says_where_to_and_what() {
+        let (to, talk) = question("http://10.87.0.3:8080/health").understood().unwrap();
+        assert_eq!(to.to_string(), "10.87.0.3:8080");
+        let path = "/health".to_owned();
+        assert_eq!(talk, Talk::Http { path });
+        let (_, talk) = question("postgres://10.86.1.2:5432").understood().unwrap();
+        assert_eq!(talk, Talk::Postgres);
+        assert!(question("http://wopr-gpu:8080/health").understood().is_none());
+    }
+
+    #[test]
+    fn a_probe_says_which_connection_it_was_sent_on() {
+        let probe = Probe {
+            from: "platform-api".into(),
+            url: "http://10.87.0.3:8080/health".into(),
+            connection: Connection::Flowing,
+            outcome: Outcome::Broken,
+            took: Duration::from_millis(1),
+        };
+        assert_eq!(
+            probe.to_string(),
+            "http://10.87.0.3:8080/health asked for from platform-api on a flowing connection is cut off (1 ms)"
+        );
     }
 }

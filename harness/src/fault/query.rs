@@ -43,6 +43,7 @@ impl Query {
         Probe {
             from: "the harness".to_owned(),
             url: "SELECT 1".to_owned(),
+            connection: super::Connection::New,
             outcome,
             took: began.elapsed(),
         }

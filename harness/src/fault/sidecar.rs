@@ -3,21 +3,23 @@
 //! The published client blocks, and does not look at the status of an answer: it is kept off the async
 //! threads, and what it did is read back.
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use toxiproxy_rust::client::Client;
 use toxiproxy_rust::proxy::ProxyPack;
+use wopr_machine::protocol::Step;
 
 use super::FaultError;
-use super::toxic::{Stream, Toxic};
+use super::rules::strings;
+use crate::image;
 use crate::machine::{TOXIPROXY_API, VPS};
-use crate::topology::Topology;
+use crate::profile::Profile;
+use crate::progress::Progress;
+use crate::settings::StackSettings;
+use crate::topology::{Topology, TopologyError};
 
-/// Ports of the proxies: below those that the kernel gives to connections.
-const FIRST_PORT: u16 = 20_000;
 /// The server listens within milliseconds of its start.
 const START_TRIES: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(25);
@@ -27,16 +29,18 @@ const PAUSE: Duration = Duration::from_millis(25);
 pub(crate) struct Sidecar {
     address: Ipv4Addr,
     api: SocketAddr,
-    next: AtomicU16,
 }
 
 /// A proxy of the sidecar.
 #[derive(Debug, Clone)]
 pub(crate) struct Proxy {
     name: String,
+    /// The server's API, for the harness.
     api: SocketAddr,
+    /// The same, for the machines.
+    inside: SocketAddr,
     /// Where it listens on wopr-dev.
-    pub(super) listens: (Ipv4Addr, u16),
+    pub(super) listens: SocketAddrV4,
 }
 
 fn failed(action: &str, reason: impl ToString) -> FaultError {
@@ -49,10 +53,14 @@ fn failed(action: &str, reason: impl ToString) -> FaultError {
 impl Sidecar {
     /// Starts it, or finds the one that another process started on the topology by hand.
     pub(crate) async fn start(topology: &Topology) -> Result<Self, FaultError> {
-        let (engine, spec) = (topology.engine(), topology.setting().sidecar());
+        let (engine, mut spec) = (topology.engine(), topology.setting().sidecar());
         // The machines have the first two addresses.
         let address = Ipv4Addr::from_bits(topology.address(&VPS).to_bits() + 2);
         if engine.container(&spec.name).await?.is_none() {
+            // Of a topology that this process did not boot, only what runs is known.
+            if spec.image.is_empty() {
+                spec.image = its_image(topology).await?;
+            }
             engine
                 .start(&spec, Some((&topology.setting().network(), address)))
                 .await?;
@@ -63,7 +71,6 @@ impl Sidecar {
         let sidecar = Self {
             address,
             api: SocketAddr::from(([127, 0, 0, 1], port)),
-            next: AtomicU16::new(FIRST_PORT),
         };
         let url = format!("http://{}/version", sidecar.api);
         for _ in 0..START_TRIES {
@@ -85,67 +92,82 @@ impl Sidecar {
         ))
     }
 
-    /// A new proxy to an upstream, with a toxic.
-    pub(super) async fn proxy(
-        &self,
-        upstream: &str,
-        toxic: Toxic,
-        stream: Stream,
-    ) -> Result<Proxy, FaultError> {
-        let port = self.next.fetch_add(1, Ordering::Relaxed);
+    /// The proxy of a link to one port: the one that is there, or a new one. All toxics of that link share it,
+    /// and one without a toxic is out of everybody's way.
+    pub(super) async fn proxy(&self, of: &str, port: u16, upstream: &str) -> Result<Proxy, FaultError> {
         let proxy = Proxy {
-            name: format!("link-{port}"),
+            name: of.to_owned(),
             api: self.api,
-            listens: (self.address, port),
+            inside: SocketAddr::from((self.address, TOXIPROXY_API)),
+            listens: SocketAddrV4::new(self.address, port),
         };
-        let pack = ProxyPack::new(proxy.name.clone(), format!("0.0.0.0:{port}"), upstream.to_owned());
-        let (api, name) = (self.api, proxy.name.clone());
+        // By its own address: the server tells by the text whether this is the proxy that it has.
+        let pack = ProxyPack::new(of.to_owned(), proxy.listens.to_string(), upstream.to_owned());
+        let api = self.api;
         blocking("add a proxy", move || Client::new(api).populate(vec![pack])).await?;
-        match toxic.body(stream) {
-            None => {
-                let name = name.clone();
-                blocking("disable a proxy", move || {
-                    Client::new(api).find_proxy(&name)?.disable()
-                })
-                .await?;
-            }
-            Some(body) => self.add(&name, &body).await?,
-        }
         Ok(proxy)
     }
 
-    /// Adds a toxic and reads it back. Not by the client: it lacks reset_peer, and takes a refusal for success.
-    async fn add(&self, name: &str, body: &Value) -> Result<(), FaultError> {
-        let action = format!("add {body}");
-        let url = format!("http://{}/proxies/{name}/toxics", self.api);
-        let sent = reqwest::Client::new().post(&url).json(body).send().await;
-        let answer = sent.map_err(|error| failed(&action, error))?;
-        if !answer.status().is_success() {
-            let words = answer.text().await.unwrap_or_default();
-            return Err(failed(&action, words));
-        }
-        let (api, name, kind) = (self.api, name.to_owned(), body["type"].clone());
-        let toxics = blocking("tell its toxics", move || {
-            Client::new(api).find_proxy(&name)?.toxics()
-        })
-        .await?;
-        let there = toxics.iter().any(|toxic| json!(toxic.r#type) == kind);
-        if there {
-            Ok(())
-        } else {
-            Err(failed(&action, "it is not there when it is read back"))
-        }
+    /// Where nobody listens.
+    pub(super) fn nobody(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.address, 1)
     }
 }
 
 impl Proxy {
-    /// Removes it, and with it its toxics and connections.
-    pub(super) async fn remove(self) -> Result<(), FaultError> {
-        blocking("remove a proxy", move || {
-            Client::new(self.api).find_proxy(&self.name)?.delete()
-        })
-        .await
+    /// The step by which a machine adds a toxic, and removes it when nobody holds it any more. Not by the
+    /// client: it lacks reset_peer, takes a refusal for success, and dies with this process.
+    pub(super) fn toxic_step(&self, name: &str, body: &Value) -> Step {
+        let toxics = format!("http://{}/proxies/{}/toxics", self.inside, self.name);
+        let call = |method: &str, rest: &str| {
+            // The server's own words about a refusal are in the body.
+            let script = format!(
+                "curl --silent --show-error --fail-with-body --noproxy '*' --max-time 5 --request {method} {rest} >&2"
+            );
+            strings(&["sh", "-c", &script])
+        };
+        Step {
+            apply: call("POST", &format!("--json '{body}' '{toxics}'")),
+            undo: call("DELETE", &format!("'{toxics}/{name}'")),
+        }
     }
+
+    /// Changes attributes of a toxic that is in effect.
+    pub(super) async fn update(&self, name: &str, body: &Value) -> Result<(), FaultError> {
+        let action = format!("change {name} to {body}");
+        let url = format!("http://{}/proxies/{}/toxics/{name}", self.api, self.name);
+        let sent = reqwest::Client::new().post(&url).json(body).send().await;
+        let answer = sent.map_err(|error| failed(&action, error))?;
+        if answer.status().is_success() {
+            return Ok(());
+        }
+        let words = answer.text().await.unwrap_or_default();
+        Err(failed(&action, words))
+    }
+
+    /// Reads back that a toxic is there.
+    pub(super) async fn has(&self, name: &str) -> Result<(), FaultError> {
+        let (api, proxy) = (self.api, self.name.clone());
+        let toxics = blocking("tell its toxics", move || {
+            Client::new(api).find_proxy(&proxy)?.toxics()
+        })
+        .await?;
+        if toxics.iter().any(|toxic| toxic.name == name) {
+            return Ok(());
+        }
+        Err(failed(
+            &format!("add {name}"),
+            "it is not there when it is read back",
+        ))
+    }
+}
+
+/// The sidecar's image, built where it is missing.
+async fn its_image(topology: &Topology) -> Result<String, FaultError> {
+    let settings = StackSettings::for_tests(topology.dirs()).map_err(TopologyError::from)?;
+    let (profile, progress) = (Profile::from_environment(), Progress::silent());
+    let set = image::ensure(topology.engine(), topology.dirs(), &profile, &settings, &progress).await;
+    Ok(set.map_err(TopologyError::from)?.toxiproxy)
 }
 
 /// Runs a call of the blocking client where blocking is allowed.

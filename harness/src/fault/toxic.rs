@@ -1,13 +1,10 @@
-//! Faults of a link above TCP: its connections are led through the Toxiproxy sidecar, by a rule in the machine
-//! that opens them. The row keeps the machine's own address, and platform-api notices nothing but the fault.
+//! Toxics: what the Toxiproxy sidecar does to a connection that is led through it.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use wopr_machine::protocol::Step;
 
-use super::link::Link;
-use super::{Applying, Fault, FaultError, Outcome, Probe};
+use super::Outcome;
 
 /// Which way a toxic works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +65,7 @@ pub enum Toxic {
 
 impl Toxic {
     /// What the API is sent; none for [`Toxic::Down`], which is no toxic to it.
-    pub(super) fn body(self, stream: Stream) -> Option<Value> {
+    pub(super) fn body(self, name: &str, stream: Stream) -> Option<Value> {
         let (kind, attributes) = match self {
             Self::Latency { latency, jitter } => (
                 "latency",
@@ -95,11 +92,18 @@ impl Toxic {
             Stream::Upstream => "upstream",
             Stream::Downstream => "downstream",
         };
-        Some(json!({ "type": kind, "stream": stream, "toxicity": 1.0, "attributes": attributes }))
+        Some(
+            json!({ "name": name, "type": kind, "stream": stream, "toxicity": 1.0, "attributes": attributes }),
+        )
+    }
+
+    /// Whether the other differs in its attributes alone.
+    pub(super) fn is_kind_of(self, other: Self) -> bool {
+        std::mem::discriminant(&self) == std::mem::discriminant(&other) && self != Self::Down
     }
 
     /// How a health check through it ends.
-    fn outcome(self) -> Outcome {
+    pub(super) fn outcome(self) -> Outcome {
         match self {
             Self::Down => Outcome::Refused,
             Self::ResetPeer { .. } | Self::LimitData { .. } => Outcome::Broken,
@@ -113,7 +117,7 @@ impl Toxic {
     }
 
     /// What it adds to a chunk's way at most.
-    fn most(self) -> Duration {
+    pub(super) fn most(self) -> Duration {
         match self {
             Self::Latency { latency, jitter } => latency + jitter,
             Self::Timeout { timeout } | Self::ResetPeer { timeout } => timeout,
@@ -123,7 +127,7 @@ impl Toxic {
     }
 
     /// Less than this no request through it takes.
-    fn least(self) -> Duration {
+    pub(super) fn least(self) -> Duration {
         match self {
             Self::Latency { latency, jitter } => latency.saturating_sub(jitter),
             _ => Duration::ZERO,
@@ -133,118 +137,4 @@ impl Toxic {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-impl Link<'_> {
-    /// Leads the connections of one port through the sidecar, with a toxic. One at a time for a port: the last
-    /// that was begun takes them all.
-    ///
-    /// # Errors
-    /// [`FaultError::Sidecar`] for a toxic that is refused, [`FaultError::NotInEffect`].
-    ///
-    /// # Panics
-    /// Unless the link is that of one port.
-    pub async fn toxic(&self, toxic: Toxic, stream: Stream) -> Result<Fault, FaultError> {
-        let Some(port) = self.its_port() else {
-            panic!("a toxic is for one port: call port(…) first");
-        };
-        let (topology, from) = (self.topology(), self.source());
-        let target = self.target_address();
-        let proxy = topology
-            .sidecar()
-            .await?
-            .proxy(&format!("{target}:{port}"), toxic, stream)
-            .await?;
-        let mut applying = Applying::new(format!("{toxic:?} {stream:?} on {}", self.name()));
-        let (host, own) = proxy.listens;
-        let steps = steps(&target.to_string(), port, &format!("{host}:{own}"));
-        // A request and its answer may each be late by the most that there is.
-        let question = self.question().slower_by(toxic.most() * 2);
-        let expected = [(question, toxic.outcome())];
-        let held = async {
-            applying.hold(from, topology.control(from).await?, steps).await?;
-            let fault = applying.confirm(&expected, topology.deeds().clone()).await?;
-            match too_quick(&fault, toxic.least()) {
-                None => Ok(fault),
-                Some(probe) => Err(FaultError::NotInEffect {
-                    fault: fault.name().to_owned(),
-                    probe,
-                }),
-            }
-        };
-        match held.await {
-            Ok(mut fault) => {
-                fault.proxies.push(proxy);
-                // Through it every check went well, or late: without it they go well at once.
-                fault.after = vec![self.question()];
-                Ok(fault)
-            }
-            Err(error) => {
-                proxy.remove().await?;
-                Err(error)
-            }
-        }
-    }
-}
-
-/// The probe that was quicker than a fault allows.
-fn too_quick(fault: &Fault, least: Duration) -> Option<Probe> {
-    fault
-        .receipt()
-        .probes
-        .iter()
-        .find(|probe| probe.took < least)
-        .cloned()
-}
-
-/// For inner containers, for the machine itself, and for connections that flow already, which keep their way
-/// until the kernel forgets it.
-fn steps(target: &str, port: u16, to: &str) -> Vec<Step> {
-    let rule = |chain: &str| {
-        let port = port.to_string();
-        let words = |action: &str| {
-            let words = [
-                "iptables",
-                "--wait",
-                "--table",
-                "nat",
-                action,
-                chain,
-                "--destination",
-                target,
-                "--protocol",
-                "tcp",
-                "--dport",
-                &port,
-                "--jump",
-                "DNAT",
-                "--to-destination",
-                to,
-            ];
-            words.map(str::to_owned).to_vec()
-        };
-        Step {
-            apply: words("--insert"),
-            undo: words("--delete"),
-        }
-    };
-    // Ends with 1 when there was nothing to forget.
-    let script = format!(
-        "conntrack --delete --proto tcp --orig-dst {target} --orig-port-dst {port} 2>/dev/null; true"
-    );
-    let forget = ["sh", "-c", &script].map(str::to_owned).to_vec();
-    // Undone last first: the way back is forgotten after the rules are gone.
-    let nothing = vec!["true".to_owned()];
-    vec![
-        Step {
-            apply: nothing.clone(),
-            undo: forget.clone(),
-        },
-        rule("PREROUTING"),
-        rule("OUTPUT"),
-        Step {
-            apply: forget,
-            undo: nothing,
-        },
-    ]
 }

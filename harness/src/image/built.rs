@@ -23,9 +23,10 @@ pub(crate) struct Built {
 /// Label of everything that is built here, so that it can be found and removed.
 pub(crate) const LABEL_BUILT: &str = "wopr.built";
 
-const MACHINE_INPUTS: [&str; 4] = [
+const MACHINE_INPUTS: [&str; 5] = [
     "fixtures/machine",
     "fixtures/cloud/src",
+    "fixtures/wall",
     "Cargo.toml",
     "Cargo.lock",
 ];
@@ -115,13 +116,14 @@ async fn build_machine(
     progress: &Progress,
 ) -> Result<(), ImageError> {
     let task = progress.begin("building the machine image");
-    let binaries = fixtures::build(&dirs.root, &["wopr-machine"], &task).await?;
+    let binaries = fixtures::build(&dirs.root, &["wopr-machine", "wopr-wall"], &task).await?;
     let files = dirs.root.join("fixtures/machine");
     let context = BuildContext::default()
         .file(&files.join("Dockerfile"), "Dockerfile")?
         .file(&files.join("containerd.toml"), "containerd.toml")?
         .file(&files.join("daemon.json"), "daemon.json")?
-        .file(&binaries.join("wopr-machine"), "wopr-machine")?;
+        .file(&binaries.join("wopr-machine"), "wopr-machine")?
+        .file(&binaries.join("libwall.so"), "libwall.so")?;
     engine
         .build(image, context, &[("BASE", base::BASE)], &labels(), |line| {
             task.detail(line)

@@ -12,7 +12,7 @@ use crate::progress::Task;
 /// The last lines of cargo's output that an error shows.
 const SHOWN: usize = 30;
 
-/// Builds packages of the workspace and returns the directory that holds their binaries. A target
+/// Builds packages of the workspace and returns the directory that holds their binaries and libraries. A target
 /// directory of its own: the one of the `cargo test` that called is locked while its tests run, and
 /// features unified with theirs would not be those of the images.
 pub(crate) async fn build(root: &Path, packages: &[&str], task: &Task) -> Result<PathBuf, ImageError> {
@@ -21,14 +21,7 @@ pub(crate) async fn build(root: &Path, packages: &[&str], task: &Task) -> Result
     let mut command = Command::new(&cargo);
     command
         .current_dir(root)
-        .args([
-            "build",
-            "--locked",
-            "--profile",
-            "fixture",
-            "--bins",
-            "--target-dir",
-        ])
+        .args(["build", "--locked", "--profile", "fixture", "--target-dir"])
         .arg(&target);
     for package in packages {
         command.args(["--package", package]);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -126,13 +127,26 @@ async fn of_machine(machine: &RunningMachine) -> Result<[(String, Vec<String>); 
         _ => Vec::new(),
     };
     let container = machine.fingerprint().await?;
+    // A machine that has moved is another to whoever knew its address; one off the network is none.
+    let state = machine.state().await?;
+    let place = |(network, address): (&String, &Option<Ipv4Addr>)| format!("on {network} at {address:?}");
+    let places: Vec<_> = state
+        .iter()
+        .flat_map(|state| state.networks.iter().map(place))
+        .collect();
     let settings = std::fs::read(machine.control_directory().join(STACK_ENV)).unwrap_or_default();
     // By digest: there are secrets in it.
     let settings = format!("settings {}", &super::digest(&settings)[..12]);
     Ok([
         (
             machine.name().to_string(),
-            sorted(listing.lines().map(str::to_owned).chain([container, settings])),
+            sorted(
+                listing
+                    .lines()
+                    .map(str::to_owned)
+                    .chain(places)
+                    .chain([container, settings]),
+            ),
         ),
         (format!("faults of {}", machine.name()), faults),
     ])

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
@@ -13,7 +13,7 @@ use super::{Sweep, Topology, TopologyError, Volumes, sweep};
 use tokio::sync::OnceCell;
 
 use crate::by_hand;
-use crate::clock::{self, Rate};
+use crate::clock::{self, Dial, Rate};
 use crate::control::Control;
 use crate::dirs::{self, Dirs};
 use crate::disk;
@@ -44,6 +44,7 @@ pub struct Builder {
     progress: Progress,
     by_hand: bool,
     rate: Rate,
+    run: Option<PathBuf>,
     resting: Option<Resting>,
 }
 
@@ -64,6 +65,7 @@ impl Builder {
             progress: Progress::lines_after(Duration::from_secs(5)),
             by_hand: false,
             rate: Rate::TRUE,
+            run: None,
             resting: None,
         }
     }
@@ -123,6 +125,14 @@ impl Builder {
         self
     }
 
+    /// Directory of the topology's sockets and locks; short, since a Unix socket's path has 107 bytes. What
+    /// lies below another is of no concern to a sweep. Unless given: `WOPR_RUN_DIR`.
+    #[must_use]
+    pub fn run_directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.run = Some(directory.into());
+        self
+    }
+
     /// Boots the machines, and waits until all services are healthy. Nothing is left when this fails
     /// or is dropped.
     ///
@@ -134,7 +144,10 @@ impl Builder {
 
     /// Decides all that a topology is made from, and makes images that are missing.
     pub(crate) async fn plan(self) -> Result<Plan, TopologyError> {
-        let dirs = Dirs::find()?;
+        let mut dirs = Dirs::find()?;
+        if let Some(run) = self.run {
+            dirs = dirs.running_in(run)?;
+        }
         let engine = Engine::connect().await?;
         let for_tests = StackSettings::for_tests(&dirs)?;
         let defaults = match (&self.resting, self.by_hand) {
@@ -554,8 +567,9 @@ impl Topology {
         if self.rate == Rate::TRUE {
             return Ok(());
         }
+        let dial = self.dial();
         let asked_first = Instant::now();
-        let first = self.platform_time().await?;
+        let first = dial.time().await?;
         let answered_first = Instant::now();
         // Long enough for whole seconds to tell, whatever the rate.
         tokio::time::sleep(
@@ -565,22 +579,22 @@ impl Topology {
         )
         .await;
         let asked_second = Instant::now();
-        let second = self.platform_time().await?;
+        let second = dial.time().await?;
         let (least, most) = (asked_second - answered_first, asked_first.elapsed());
         let passed = second.duration_since(first).unwrap_or_default();
-        Ok(clock::judge(self.rate, least, most, passed)?)
+        let judged = clock::judge(self.rate, least, most, passed);
+        if let Err(found) = judged {
+            let state = self.machine(&VPS).service(Service::PlatformApi).await?;
+            let image = state.map_or_else(|| "platform-api".to_owned(), |state| state.image);
+            let asked = self.rate;
+            return Err(clock::ClockError::Wrong { image, asked, found }.into());
+        }
+        Ok(())
     }
 
-    async fn platform_time(&self) -> Result<SystemTime, TopologyError> {
-        let asked = self.http().get(self.url(3100, "/health")).send().await;
-        let no_date = |reason: String| TopologyError::Clock(clock::ClockError::NoDate(reason));
-        let answer = asked.map_err(|error| no_date(error.to_string()))?;
-        let date = answer
-            .headers()
-            .get(reqwest::header::DATE)
-            .and_then(|date| date.to_str().ok());
-        let date = date.ok_or_else(|| no_date(format!("{:?}", answer.headers())))?;
-        httpdate::parse_http_date(date).map_err(|error| no_date(format!("{date:?}: {error}")))
+    /// Where platform-api's time is told.
+    pub(crate) fn dial(&self) -> Dial {
+        Dial::new(self.http(), self.url(3100, "/health"))
     }
 
     /// Services that the settings ask for: the GPU stack's profiles may leave some out.

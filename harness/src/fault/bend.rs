@@ -1,0 +1,216 @@
+//! Faults of a link above TCP: its connections are led through the Toxiproxy sidecar, by a rule in the network
+//! that they come from. The row keeps the machine's own address, and platform-api notices nothing but the fault.
+
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use wopr_machine::protocol::Step;
+
+use super::end::End;
+use super::link::Link;
+use super::probe::{Outcome, Probe, Question};
+use super::rules::{Place, strings};
+use super::sidecar::Proxy;
+use super::sight::{After, Sight};
+use super::toxic::{Stream, Toxic};
+use super::{Applying, Fault, FaultError};
+use crate::service::Service;
+
+/// How slow a link may be already, by other toxics, for one more to be seen on it.
+const SLOW_ALREADY: Duration = Duration::from_secs(3);
+/// Ports of the proxies begin here, and end below those that the kernel gives to connections.
+const FIRST_PORT: u16 = 20_000;
+const PORTS_OF_AN_END: u16 = 1_270;
+
+/// A toxic in effect, and how it is changed.
+#[derive(Debug)]
+pub(super) struct Bent {
+    proxy: Proxy,
+    name: String,
+    toxic: Toxic,
+    stream: Stream,
+    question: Question,
+    /// How long an answer took before it.
+    before: Duration,
+}
+
+impl Link<'_> {
+    /// Leads the connections of one port through the sidecar, with a toxic; those that flow are cut off. Several
+    /// on one port add up, in the order in which they were begun, and each heals by itself.
+    ///
+    /// # Errors
+    /// [`FaultError::Refused`] for a toxic that the sidecar refuses, [`FaultError::NoSuchLink`] unless the link is
+    /// that of one port of the other machine, [`FaultError::NotInEffect`].
+    pub async fn toxic(&self, toxic: Toxic, stream: Stream) -> Result<Fault, FaultError> {
+        let mut applying = Applying::new(format!("{toxic:?} {stream:?} on {}", self.name()));
+        let (question, port, upstream) = self.bendable().await?;
+        let before = question.clone().slower_by(SLOW_ALREADY).ask().await?;
+        let sidecar = self.topology.sidecar().await?;
+        let of = format!("{}-to-{}-{port}", self.from, self.to);
+        let proxy = sidecar
+            .proxy(&of, own_port(&self.from, port), &upstream.to_string())
+            .await?;
+        let name = format!("{:08x}", rand::random::<u32>());
+        let (mut steps, to) = match toxic.body(&name, stream) {
+            Some(body) => (vec![proxy.toxic_step(&name, &body)], proxy.listens),
+            None => (Vec::new(), sidecar.nobody()),
+        };
+        steps.extend(lead(&self.place().await?, upstream, to));
+        let source = self.source();
+        applying
+            .hold(source, self.topology.control(source).await?, steps)
+            .await?;
+        if toxic != Toxic::Down
+            && let Err(error) = proxy.has(&name).await
+        {
+            return Err(applying.give_up(error).await);
+        }
+        let bent = Bent {
+            proxy,
+            name,
+            toxic,
+            stream,
+            question,
+            before: before.took,
+        };
+        let mut expected = Vec::new();
+        if before.outcome == Outcome::Answered {
+            expected.push((bent.asked(), toxic.outcome()));
+        }
+        let mut fault = self.see(applying, Sight::of_new(&expected)).await?;
+        if let Some(probe) = fault
+            .receipt
+            .probes
+            .first()
+            .filter(|probe| bent.is_too_quick(probe))
+        {
+            let (fault, probe) = (fault.name.clone(), probe.clone());
+            return Err(FaultError::NotInEffect { fault, probe });
+        }
+        // Through it every check went well, or late: without it they go well at once.
+        fault.after = vec![After::of(bent.question.clone().slower_by(bent.before))];
+        fault.bent = Some(bent);
+        Ok(fault)
+    }
+
+    /// What shows it, the port, and where that is.
+    async fn bendable(&self) -> Result<(Question, u16, SocketAddrV4), FaultError> {
+        let target = self.target().await?;
+        let no_link = |reason| FaultError::NoSuchLink {
+            from: self.from.clone(),
+            to: self.to.clone(),
+            reason,
+        };
+        if !self
+            .topology
+            .machines()
+            .any(|machine| machine.address() == target.address)
+        {
+            return Err(no_link("toxics are for what one machine opens to another"));
+        }
+        let port = target
+            .port
+            .ok_or_else(|| no_link("a toxic is for one port: call port(…) first"))?;
+        Ok((
+            self.question().await?,
+            port,
+            SocketAddrV4::new(target.address, port),
+        ))
+    }
+}
+
+impl Fault {
+    /// Changes the attributes of a toxic that is in effect, on connections that are open as well. It keeps its
+    /// name, its place among others, and its kind.
+    ///
+    /// # Errors
+    /// [`FaultError::NotThatKind`] for a fault of another kind, [`FaultError::Sidecar`] for attributes that are
+    /// refused, [`FaultError::NotInEffect`].
+    pub async fn update(&mut self, toxic: Toxic) -> Result<(), FaultError> {
+        let name = self.name.clone();
+        let bent = self.bent.as_mut().filter(|bent| bent.toxic.is_kind_of(toxic));
+        let bent = bent.ok_or_else(|| FaultError::NotThatKind {
+            fault: name.clone(),
+            asked: format!("{toxic:?}"),
+        })?;
+        if let Some(body) = toxic.body(&bent.name, bent.stream) {
+            bent.proxy.update(&bent.name, &body).await?;
+        }
+        bent.toxic = toxic;
+        let probe = bent.asked().ask_until(toxic.outcome()).await?;
+        if probe.outcome != toxic.outcome() || bent.is_too_quick(&probe) {
+            return Err(FaultError::NotInEffect { fault: name, probe });
+        }
+        self.deeds.note(format!("changed: {name} to {toxic:?}"));
+        self.receipt.probes = vec![probe];
+        Ok(())
+    }
+}
+
+impl Bent {
+    /// The request that shows it. It and its answer may each be late by the most that there is.
+    fn asked(&self) -> Question {
+        self.question
+            .clone()
+            .slower_by(self.before + self.toxic.most() * 2)
+    }
+
+    /// Whether a probe was quicker than the toxic allows: then it is not there.
+    fn is_too_quick(&self, probe: &Probe) -> bool {
+        probe.took < self.toxic.least()
+    }
+}
+
+/// Where the proxy of a link listens: the same for whoever asks, and for links from other ends another.
+fn own_port(from: &End, port: u16) -> u16 {
+    let place = match from {
+        End::Machine(machine) => u16::from(machine.role() == crate::machine::Role::Gpu),
+        End::Service(service) => {
+            let place = Service::ALL.iter().position(|other| other == service);
+            2 + place.and_then(|place| u16::try_from(place).ok()).unwrap_or(0)
+        }
+    };
+    FIRST_PORT + place * PORTS_OF_AN_END + port % PORTS_OF_AN_END
+}
+
+/// For all that comes from a place, and for connections that flow already, which keep their way until the
+/// kernel forgets it.
+fn lead(place: &Place, target: SocketAddrV4, to: SocketAddrV4) -> Vec<Step> {
+    let (address, port) = (target.ip().to_string(), target.port().to_string());
+    let words = |action: &str, chain: &str| {
+        let rule = ["iptables", "--wait", "--table", "nat", action, chain];
+        let packets = ["--destination", &address, "--protocol", "tcp", "--dport", &port];
+        let fate = ["--jump", "DNAT", "--to-destination", &to.to_string()];
+        strings(&[&rule[..], &packets, &fate].concat())
+    };
+    let rule = |chain: &&str| place.step(words("--insert", chain), words("--delete", chain));
+    // Ends with 1 when there was nothing to forget.
+    let script = format!(
+        "conntrack --delete --proto tcp --orig-dst {address} --orig-port-dst {port} 2>/dev/null; true"
+    );
+    let forget = || strings(&["sh", "-c", &script]);
+    let nothing = || strings(&["true"]);
+    // Undone last first: the way back is forgotten after the rules are gone.
+    let mut steps = vec![place.step(nothing(), forget())];
+    steps.extend(place.nat_chains().iter().map(rule));
+    steps.push(place.step(forget(), nothing()));
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{GPU, VPS};
+
+    #[test]
+    fn each_end_has_ports_of_its_own_below_the_kernels() {
+        let ends = [End::from(VPS), End::from(GPU)]
+            .into_iter()
+            .chain(Service::ALL.map(End::from));
+        let ports: std::collections::BTreeSet<_> = ends
+            .flat_map(|end| [80, 3100, 8080, 8081, 8082, 8083].map(|port| own_port(&end, port)))
+            .collect();
+        assert_eq!(ports.len(), 60);
+        assert!(ports.iter().all(|port| (20_000..32_768).contains(port)));
+    }
+}

@@ -1,0 +1,182 @@
+//! platform-api's clock that jumps, drifts or runs at another rate, and what the watchdog makes of it.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use pretty_assertions::assert_eq;
+use rstest::rstest;
+use wopr_harness::clock::{PlatformTime, Rate, minutes, polls, seconds};
+use wopr_harness::fault::{Fault, FaultError};
+use wopr_harness::history::Status::{Active, Degraded, Failed};
+use wopr_harness::testing::topology;
+use wopr_harness::watch::{all_ok, status};
+use wopr_harness::{GPU, Service, Topology, VPS};
+
+const DROPLET: &str = "412345678";
+
+#[derive(Debug, Clone, Copy)]
+enum Jump {
+    Ahead,
+    Back,
+}
+
+async fn jump(topology: &Topology, jump: Jump, by: PlatformTime) -> Result<Fault, FaultError> {
+    match jump {
+        Jump::Ahead => topology.clock().jump(by).await,
+        Jump::Back => topology.clock().jump_back(by).await,
+    }
+}
+
+#[rstest]
+#[case::ahead(Jump::Ahead)]
+#[case::back(Jump::Back)]
+#[tokio::test]
+async fn a_clock_that_jumps_does_not_change_when_polls_come(#[case] which: Jump) -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+    watch.polls(2).await?;
+
+    let jumped = jump(&topology, which, minutes(60)).await?;
+    watch.polls(3).await?;
+    jumped.heal().await?;
+    watch.polls(3).await?;
+
+    let history = watch.history().await?;
+    let times: Vec<i64> = history.polls(node.as_str()).iter().map(|(at, _)| *at).collect();
+    for gap in times.windows(2) {
+        let gap = topology
+            .rate()
+            .platform(Duration::from_micros(u64::try_from(gap[1] - gap[0])?));
+        assert!(
+            seconds(20.0) < gap && gap < seconds(45.0),
+            "a gap of {gap}\n{history}"
+        );
+    }
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_over_ten_minutes_ends_the_reboots_ten_minutes() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node_with_droplet(DROPLET).await?;
+    let mut watch = topology.watch(&node).await?;
+
+    let _cut = topology.link(VPS, GPU).reset().await?;
+    watch.until(status(Degraded)).within(polls(3)).await?;
+    let _jumped = topology.clock().jump(minutes(11)).await?;
+    // The contract's ten minutes are by the wall clock, which says that they are over.
+    watch.until(status(Failed)).within(polls(3)).await?;
+
+    let history = watch.history().await?;
+    assert_eq!(
+        history.notifications(node.as_str()),
+        ["gpu_node_degraded", "gpu_node_failed"],
+        "\n{history}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_over_ten_minutes_fails_no_node_that_recovers_with_the_next_poll() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node_with_droplet(DROPLET).await?;
+    let mut watch = topology.watch(&node).await?;
+
+    let cut = topology.link(VPS, GPU).reset().await?;
+    watch.until(status(Degraded)).within(polls(3)).await?;
+    cut.heal().await?;
+    let _jumped = topology.clock().jump(minutes(11)).await?;
+    watch.until(status(Active)).within(polls(2)).await?;
+    let history = watch.conclude().await?;
+    assert_eq!(
+        history.statuses(node.as_str()),
+        [Active, Degraded, Active],
+        "\n{history}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_back_draws_the_reboots_ten_minutes_out() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node_with_droplet(DROPLET).await?;
+    let mut watch = topology.watch(&node).await?;
+
+    let _cut = topology.link(VPS, GPU).reset().await?;
+    watch.until(status(Degraded)).within(polls(3)).await?;
+    let jumped = topology.clock().jump_back(minutes(30)).await?;
+    // Ten minutes after the reboot it has not failed: its clock says that the reboot is yet to come.
+    watch.polls(23).await?;
+    assert_eq!(watch.history().await?.statuses(node.as_str()), [Active, Degraded]);
+    jumped.heal().await?;
+    watch.until(status(Failed)).within(polls(3)).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_clock_that_drifts_dates_the_polls_and_does_not_time_them() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+
+    let drifting = topology.clock().skew(0.2).await?;
+    watch.next_poll().await?;
+    let rows = watch.polls(6).await?;
+    let dates: Vec<i64> = rows.iter().filter_map(|row| row.last_health_at).collect();
+    // Five gaps of thirty seconds, and a fifth more of each.
+    let passed = dates[5] - dates[0];
+    assert!((174..=186).contains(&passed), "{passed} s by {dates:?}");
+    drifting.heal().await?;
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn time_that_runs_twice_as_fast_polls_twice_as_often() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+    watch.next_poll().await?;
+
+    let twice: Rate = (topology.rate().get() * 2).to_string().parse()?;
+    let faster = topology.clock().run_at(twice).await?;
+    // The sleep that was under way keeps its length.
+    watch.polls(2).await?;
+    let began = tokio::time::Instant::now();
+    watch.polls(6).await?;
+    let took = topology.rate().platform(began.elapsed());
+    assert!(polls(2) < took && took < polls(4), "six polls took {took}");
+    faster.heal().await?;
+    watch.until(all_ok()).within(polls(2)).await?;
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_restart_does_not_set_a_clock_right() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+
+    let before = topology.clock().now().await?;
+    let jumped = topology.clock().jump_back(minutes(24 * 60)).await?;
+    topology.restart(Service::PlatformApi).await?;
+    assert!(topology.clock().now().await? < before, "{}", jumped.receipt());
+    watch.polls(2).await?;
+    drop(jumped);
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_change_of_time_that_cannot_be_seen_or_is_the_second_is_refused() -> Result<()> {
+    let topology = topology().await;
+    let small = topology.clock().jump(seconds(2.0)).await;
+    assert!(matches!(small, Err(FaultError::TooSmall { .. })), "{small:?}");
+    let _first = topology.clock().jump(minutes(5)).await?;
+    let second = topology.clock().jump(minutes(5)).await.unwrap_err().to_string();
+    assert!(second.contains("is changed already; heal that first"), "{second}");
+    Ok(())
+}
