@@ -3,6 +3,7 @@
 
 pub mod by_hand;
 pub mod clock;
+pub mod cloud;
 pub mod control;
 pub mod dirs;
 pub mod disk;

@@ -15,7 +15,7 @@ use sqlx::{ConnectOptions as _, Connection as _};
 
 pub use boot::Builder;
 pub use boot::idle_time;
-pub(crate) use boot::{Claim, Plan};
+pub(crate) use boot::{Claim, Plan, power_on};
 pub use error::TopologyError;
 pub use health::{HEALTH_PATIENCE, ServiceHealth};
 pub(crate) use remains::Remains;
@@ -119,8 +119,13 @@ impl Topology {
         }
     }
 
-    /// All machines.
+    /// All machines, but those that wait in the rack.
     pub fn machines(&self) -> impl Iterator<Item = &RunningMachine> {
+        self.machines.values().filter(|machine| !machine.is_racked())
+    }
+
+    /// All machines, and places for machines that droplets may become.
+    pub(crate) fn places(&self) -> impl Iterator<Item = &RunningMachine> {
         self.machines.values()
     }
 

@@ -26,7 +26,7 @@ const PORTS_OF_AN_END: u16 = 1_270;
 #[derive(Debug)]
 pub(super) struct Bent {
     proxy: Proxy,
-    name: String,
+    id: u32,
     toxic: Toxic,
     stream: Stream,
     question: Question,
@@ -50,9 +50,10 @@ impl Link<'_> {
         let proxy = sidecar
             .proxy(&of, own_port(&self.from, port), &upstream.to_string())
             .await?;
-        let name = format!("{:08x}", rand::random::<u32>());
-        let (mut steps, to) = match toxic.body(&name, stream) {
-            Some(body) => (vec![proxy.toxic_step(&name, &body)], proxy.listens),
+        let id = rand::random();
+        let body = toxic.body(id, stream);
+        let (mut steps, to) = match &body {
+            Some((name, body)) => (vec![proxy.toxic_step(name, body)], proxy.listens),
             None => (Vec::new(), sidecar.nobody()),
         };
         steps.extend(lead(&self.place().await?, upstream, to));
@@ -60,14 +61,14 @@ impl Link<'_> {
         applying
             .hold(source, self.topology.control(source).await?, steps)
             .await?;
-        if toxic != Toxic::Down
-            && let Err(error) = proxy.has(&name).await
+        if let Some((name, _)) = &body
+            && let Err(error) = proxy.has(name).await
         {
             return Err(applying.give_up(error).await);
         }
         let bent = Bent {
             proxy,
-            name,
+            id,
             toxic,
             stream,
             question,
@@ -133,8 +134,8 @@ impl Fault {
             fault: name.clone(),
             asked: format!("{toxic:?}"),
         })?;
-        if let Some(body) = toxic.body(&bent.name, bent.stream) {
-            bent.proxy.update(&bent.name, &body).await?;
+        if let Some((name, body)) = toxic.body(bent.id, bent.stream) {
+            bent.proxy.update(&name, &body).await?;
         }
         bent.toxic = toxic;
         let probe = bent.asked().ask_until(toxic.outcome()).await?;

@@ -9,7 +9,7 @@ use wopr_machine::protocol::{Reply, Request};
 
 use super::FaultError;
 use super::probe::{ANSWER, CONNECT, Connection, Flow, Outcome, Probe, Question};
-use crate::control::Control;
+use crate::control::{Control, ControlError};
 
 /// What is unharmed answers at once; this is for a host on its knees.
 const UNHARMED: Duration = Duration::from_secs(3);
@@ -175,7 +175,11 @@ impl After {
         let Some(spare) = &mut self.spare else {
             return Ok(None);
         };
-        let flowing = spare.ask(ANSWER).await?;
+        let flowing = match spare.ask(ANSWER).await {
+            // The machine that kept it open has ended since, and the connection with it.
+            Err(FaultError::Control(ControlError::Ended { .. })) => return Ok(None),
+            flowing => flowing?,
+        };
         // The other end closes a connection that is quiet for seconds, and may have done so unheard.
         let told = matches!(flowing.outcome, Outcome::NoAnswer | Outcome::OtherStatus);
         Ok(told.then_some(flowing))

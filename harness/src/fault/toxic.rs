@@ -15,6 +15,15 @@ pub enum Stream {
     Downstream,
 }
 
+impl Stream {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Upstream => "upstream",
+            Self::Downstream => "downstream",
+        }
+    }
+}
+
 /// A toxic, with durations in real time: convert them by `Topology::rate`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Toxic {
@@ -64,8 +73,9 @@ pub enum Toxic {
 }
 
 impl Toxic {
-    /// What the API is sent; none for [`Toxic::Down`], which is no toxic to it.
-    pub(super) fn body(self, name: &str, stream: Stream) -> Option<Value> {
+    /// Its name in the sidecar, as the server would choose it, and a number: several of one kind add up on a port.
+    /// And what the API is sent. None for [`Toxic::Down`], which is no toxic to it.
+    pub(super) fn body(self, id: u32, stream: Stream) -> Option<(String, Value)> {
         let (kind, attributes) = match self {
             Self::Latency { latency, jitter } => (
                 "latency",
@@ -88,13 +98,11 @@ impl Toxic {
             Self::LimitData { bytes } => ("limit_data", json!({ "bytes": bytes })),
             Self::Down => return None,
         };
-        let stream = match stream {
-            Stream::Upstream => "upstream",
-            Stream::Downstream => "downstream",
-        };
-        Some(
-            json!({ "name": name, "type": kind, "stream": stream, "toxicity": 1.0, "attributes": attributes }),
-        )
+        let name = format!("{kind}_{}_{id:08x}", stream.word());
+        let body = json!({
+            "name": &name, "type": kind, "stream": stream.word(), "toxicity": 1.0, "attributes": attributes,
+        });
+        Some((name, body))
     }
 
     /// Whether the other differs in its attributes alone.

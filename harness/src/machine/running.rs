@@ -34,6 +34,8 @@ struct Place {
     /// Addresses of machines that have moved, by host name. The engine writes those of the boot into
     /// /etc/hosts at each start of the container.
     moved: BTreeMap<String, Ipv4Addr>,
+    /// Whether it waits for a droplet that it is to be, and has no container.
+    racked: bool,
 }
 
 impl RunningMachine {
@@ -60,6 +62,7 @@ impl RunningMachine {
                 address,
                 ports: BTreeMap::new(),
                 moved: BTreeMap::new(),
+                racked: false,
             })),
         };
         machine.read_ports().await?;
@@ -91,6 +94,15 @@ impl RunningMachine {
         self.place().address
     }
 
+    /// Whether it waits in the rack: it has a name and an address, and is no machine yet.
+    pub fn is_racked(&self) -> bool {
+        self.place().racked
+    }
+
+    pub(crate) fn set_racked(&self, racked: bool) {
+        self.place().racked = racked;
+    }
+
     /// The host's engine, which runs it.
     pub(crate) fn host(&self) -> &Engine {
         &self.host
@@ -119,7 +131,7 @@ impl RunningMachine {
         self.place().ports.get(&port).copied()
     }
 
-    async fn read_ports(&self) -> Result<(), EngineError> {
+    pub(crate) async fn read_ports(&self) -> Result<(), EngineError> {
         let state = self.state().await?;
         self.place().ports = state.map(|state| state.ports).unwrap_or_default();
         Ok(())

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use futures_util::future::try_join_all;
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
 
@@ -28,12 +29,18 @@ use crate::progress::{Progress, Task};
 use crate::service::Service;
 use crate::settings::StackSettings;
 
+use wopr_machine::protocol::Phase;
+
 /// A removal takes under a second; one that hangs is the next boot's to try.
 const SWEEP: Duration = Duration::from_secs(5);
 /// Lines of a machine's log that an error shows.
 const SHOWN: usize = 40;
 /// A service is asked before its machine has a port for it; a connection attempt is cheap to repeat.
 const CONNECT: Duration = Duration::from_millis(250);
+
+/// Addresses of a topology's network that are neither the VPS machine's, nor the sidecar's, nor for a machine
+/// that moves.
+const MOST_GPUS: usize = 48;
 
 /// A topology to be booted.
 #[derive(Debug)]
@@ -45,7 +52,17 @@ pub struct Builder {
     by_hand: bool,
     rate: Rate,
     run: Option<PathBuf>,
+    fleet: Fleet,
     resting: Option<Resting>,
+}
+
+/// How many GPU machines there are.
+#[derive(Debug, Clone, Copy)]
+struct Fleet {
+    /// That boot with the topology.
+    running: usize,
+    /// That wait in the rack for a droplet to be made of them.
+    racked: usize,
 }
 
 /// Volumes to boot on.
@@ -66,6 +83,10 @@ impl Builder {
             by_hand: false,
             rate: Rate::TRUE,
             run: None,
+            fleet: Fleet {
+                running: 1,
+                racked: 0,
+            },
             resting: None,
         }
     }
@@ -125,6 +146,22 @@ impl Builder {
         self
     }
 
+    /// So many GPU machines, `gpu`, `gpu-2` and so on, each with its own engine and four services. One unless
+    /// given. The published ports of the host lead to the first.
+    #[must_use]
+    pub fn gpus(mut self, count: usize) -> Self {
+        self.fleet.running = count.max(1);
+        self
+    }
+
+    /// Room for so many machines more, which do not run until a droplet is made of them: see
+    /// [`Topology::operate_cloud`]. platform-api is told to be reached by them at `https://wopr-vps:8443`.
+    #[must_use]
+    pub fn rack(mut self, count: usize) -> Self {
+        self.fleet.racked = count;
+        self
+    }
+
     /// Directory of the topology's sockets and locks; short, since a Unix socket's path has 107 bytes. What
     /// lies below another is of no concern to a sweep. Unless given: `WOPR_RUN_DIR`.
     #[must_use]
@@ -144,6 +181,13 @@ impl Builder {
 
     /// Decides all that a topology is made from, and makes images that are missing.
     pub(crate) async fn plan(self) -> Result<Plan, TopologyError> {
+        let asked = self.fleet.running + self.fleet.racked;
+        if asked > MOST_GPUS {
+            return Err(TopologyError::TooManyMachines {
+                asked,
+                most: MOST_GPUS,
+            });
+        }
         let mut dirs = Dirs::find()?;
         if let Some(run) = self.run {
             dirs = dirs.running_in(run)?;
@@ -162,6 +206,11 @@ impl Builder {
             .fold(defaults, |settings, (role, variable, value)| {
                 settings.with(*role, variable, value)
             });
+        // Those who were told otherwise, by hand or by the builder, are told so still.
+        let settings = match self.fleet.racked {
+            0 => settings,
+            _ => settings.with(Role::Vps, "PLATFORM_URL", &platform_url()),
+        };
         Ok(Plan {
             models: self.models.unwrap_or_else(|| dirs.tiny_models()),
             idle: idle_time()?,
@@ -171,10 +220,20 @@ impl Builder {
             settings,
             by_hand: self.by_hand,
             rate: self.rate,
+            fleet: self.fleet,
             resting: self.resting,
             progress: self.progress,
         })
     }
+}
+
+/// Where droplets reach platform-api: the VPS machine ends TLS there, by an authority of the topology's own.
+fn platform_url() -> String {
+    format!(
+        "https://{}:{}",
+        wopr_machine::paths::VPS_HOST_NAME,
+        wopr_machine::paths::PLATFORM_TLS_PORT
+    )
 }
 
 /// How long a topology stays that nobody uses: `WOPR_POOL_IDLE`, in seconds.
@@ -199,6 +258,7 @@ pub(crate) struct Plan {
     models: PathBuf,
     by_hand: bool,
     rate: Rate,
+    fleet: Fleet,
     resting: Option<Resting>,
 }
 
@@ -221,6 +281,7 @@ impl Plan {
             self.dirs.root.display().to_string(),
             self.rate.to_string(),
             self.idle.as_secs().to_string(),
+            format!("{:?}", self.fleet),
         ];
         for part in parts {
             hash.update((part.len() as u64).to_le_bytes());
@@ -326,6 +387,7 @@ impl Plan {
             setting,
             settings: self.settings.clone(),
             rate: self.rate,
+            fleet: self.fleet,
             remains: claim.remains,
         };
         let (topology, ()) = tokio::join!(booting.boot(&task), swept);
@@ -352,6 +414,37 @@ fn new_id() -> String {
     format!("{:06x}", rand::rng().random_range(0..1 << 24))
 }
 
+/// Makes a machine's container, on new volumes, and waits until its engine answers.
+pub(crate) async fn power_on(
+    engine: &Engine,
+    setting: &Setting,
+    settings: &StackSettings,
+    name: &MachineName,
+    on_phase: impl Fn(&Phase),
+) -> Result<(), TopologyError> {
+    let control_directory = setting.control_directory(name);
+    dirs::make_private(&control_directory)?;
+    // By hand the machine reads a person's .env itself, at each of its boots.
+    if !setting.by_hand() {
+        settings.hand_over(name.role(), &control_directory)?;
+    }
+    for (volume, labels) in setting.volumes(name) {
+        engine
+            .create_volume(&volume, labels.into_iter().collect())
+            .await?;
+    }
+    let spec = setting.machine(name);
+    let place = (&*setting.network(), setting.addresses[name]);
+    engine.start(&spec, Some(place)).await?;
+    let mut control = Control::connect(name.as_str(), &control_directory).await?;
+    let ready = control.until_ready(|status| on_phase(&status.phase)).await;
+    if let Err(source) = ready {
+        let log = engine.log_tail(&spec.name, SHOWN).await?;
+        return Err(TopologyError::Machine { source, log });
+    }
+    Ok(())
+}
+
 /// What a boot works on.
 struct Booting {
     dirs: Dirs,
@@ -359,6 +452,7 @@ struct Booting {
     setting: Setting,
     settings: StackSettings,
     rate: Rate,
+    fleet: Fleet,
     remains: Remains,
 }
 
@@ -416,15 +510,36 @@ impl Booting {
         task: &Task,
     ) -> Result<BTreeMap<MachineName, RunningMachine>, TopologyError> {
         let lan = self.make_network().await?;
-        let names = [VPS, GPU];
-        for (place, name) in (0..).zip(&names) {
-            self.setting.addresses.insert(name.clone(), lan.address(place));
+        let Fleet { running, racked } = self.fleet;
+        self.setting.addresses.insert(VPS, lan.address(0));
+        for number in 1..=running + racked {
+            // The third place is the sidecar's.
+            let place = if number == 1 { 1 } else { number + 1 };
+            let address = lan.address(u8::try_from(place).unwrap_or(u8::MAX));
+            self.setting.addresses.insert(MachineName::gpu(number), address);
         }
-        let (vps, gpu) = tokio::try_join!(self.start_machine(&VPS, task), self.start_machine(&GPU, task))?;
-        Ok([vps, gpu]
+        let starting = [VPS].into_iter().chain((1..=running).map(MachineName::gpu));
+        let started = starting.map(|name| self.start_machine(name, task));
+        let mut machines = try_join_all(started).await?;
+        for number in running + 1..=running + racked {
+            machines.push(self.rack_machine(MachineName::gpu(number)).await?);
+        }
+        Ok(machines
             .into_iter()
             .map(|machine| (machine.name().clone(), machine))
             .collect())
+    }
+
+    /// A machine that has a name, an address, and no container yet.
+    async fn rack_machine(&self, name: MachineName) -> Result<RunningMachine, TopologyError> {
+        let (control, address) = (
+            self.setting.control_directory(&name),
+            self.setting.addresses[&name],
+        );
+        let container = self.setting.name(name.as_str());
+        let machine = RunningMachine::connect(name, self.engine.clone(), container, control, address).await?;
+        machine.set_racked(true);
+        Ok(machine)
     }
 
     async fn make_network(&self) -> Result<Lan, TopologyError> {
@@ -438,42 +553,21 @@ impl Booting {
         Ok(self.engine.create_lan(&name, labels, &lock).await?)
     }
 
-    async fn start_machine(&self, name: &MachineName, task: &Task) -> Result<RunningMachine, TopologyError> {
-        let control_directory = self.setting.control_directory(name);
+    async fn start_machine(&self, name: MachineName, task: &Task) -> Result<RunningMachine, TopologyError> {
+        let control_directory = self.setting.control_directory(&name);
         dirs::make_private(&control_directory)?;
         if !self.setting.by_hand() && name.role() == Role::Vps {
             clock::write(&control_directory, self.rate)
                 .map_err(TopologyError::io("set the clock in", &control_directory))?;
         }
-        // By hand the machine reads a person's .env itself, at each of its boots.
-        if !self.setting.by_hand() {
-            self.settings.hand_over(name.role(), &control_directory)?;
-        }
-        for (volume, labels) in self.setting.volumes(name) {
-            self.engine
-                .create_volume(&volume, labels.into_iter().collect())
-                .await?;
-        }
-        let spec = self.setting.machine(name);
-        let address = self.setting.addresses[name];
-        self.engine
-            .start(&spec, Some((&self.setting.network(), address)))
-            .await?;
-        let mut control = Control::connect(name.as_str(), &control_directory).await?;
-        let ready = control
-            .until_ready(|status| task.detail(&format!("{name}: {}", status.phase)))
-            .await;
-        if let Err(source) = ready {
-            let log = self.engine.log_tail(&spec.name, SHOWN).await?;
-            return Err(TopologyError::Machine { source, log });
-        }
-        let machine = RunningMachine::connect(
-            name.clone(),
-            self.engine.clone(),
-            spec.name,
-            control_directory,
-            address,
-        );
+        power_on(&self.engine, &self.setting, &self.settings, &name, |phase| {
+            task.detail(&format!("{name}: {phase}"));
+        })
+        .await?;
+        let container = self.setting.name(name.as_str());
+        let address = self.setting.addresses[&name];
+        let machine =
+            RunningMachine::connect(name, self.engine.clone(), container, control_directory, address);
         Ok(machine.await?)
     }
 }

@@ -16,6 +16,14 @@ use crate::settings::SettingsError;
 /// Why a topology is not up, or not gone.
 #[derive(Debug, thiserror::Error)]
 pub enum TopologyError {
+    /// More machines than a topology's network has addresses for.
+    #[error("{asked} GPU machines are too many: a topology's network has addresses for {most}")]
+    TooManyMachines {
+        /// How many were asked for.
+        asked: usize,
+        /// How many there can be.
+        most: usize,
+    },
     /// A directory of the harness.
     #[error(transparent)]
     Dirs(#[from] DirsError),

@@ -241,11 +241,12 @@ async fn unpause(engine: &Engine, containers: &[String]) {
 
 /// Asks the machines that still run to thaw what a fault froze: the engine cannot end them otherwise.
 async fn thaw(directory: &Path) {
-    for machine in ["vps", "gpu"] {
-        let control = directory.join(machine);
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    for control in entries.map(|entry| entry.path()) {
         if control.join(CONTROL_SOCKET).exists() {
+            let machine = control.file_name().unwrap_or_default().to_string_lossy();
             let asked = tokio::time::timeout(THAW, async {
-                let mut control = Control::connect(machine, &control).await.ok()?;
+                let mut control = Control::connect(&machine, &control).await.ok()?;
                 control.ask(&Request::Thaw).await.ok()
             });
             let _ = asked.await;

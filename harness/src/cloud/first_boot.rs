@@ -1,0 +1,188 @@
+//! A machine's first boot: the `runcmd` of the cloud-init that platform-api sent, as it is. What reaches for the
+//! internet is answered by commands of the harness's own; registrations are sent over the real link.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use wopr_machine::paths::{CONTROL, TRUST, TRUST_BUNDLE};
+
+use super::{CloudError, Conduct};
+use crate::machine::RunningMachine;
+
+/// Five registrations that each try six times, and whatever downloads are made to take.
+const LIMIT: Duration = Duration::from_secs(600);
+/// In a machine's control directory.
+const DIRECTORY: &str = "cloud-init";
+
+#[derive(Deserialize)]
+struct UserData {
+    #[serde(default)]
+    runcmd: Vec<Command>,
+}
+
+/// A line for a shell, or the words of a command.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Command {
+    Line(String),
+    Words(Vec<String>),
+}
+
+impl Command {
+    fn line(&self) -> String {
+        match self {
+            Self::Line(line) => line.clone(),
+            Self::Words(words) => {
+                let quoted = words
+                    .iter()
+                    .map(|word| format!("'{}'", word.replace('\'', r"'\''")));
+                quoted.collect::<Vec<_>>().join(" ")
+            }
+        }
+    }
+}
+
+/// The script that cloud-init makes of `runcmd`: one line after the other, whatever the one before ended with.
+fn script(user_data: &str, dies_after: Option<&str>) -> Result<String, String> {
+    if !user_data.starts_with("#cloud-config") {
+        return Err("it does not begin with #cloud-config".to_owned());
+    }
+    let parsed: UserData = serde_saphyr::from_str(user_data).map_err(|error| error.to_string())?;
+    let mut script = "#!/bin/sh\n".to_owned();
+    for command in parsed.runcmd {
+        let line = command.line();
+        script.push_str(&line);
+        script.push('\n');
+        let ends = dies_after.is_some_and(|stage| {
+            let (bare, quoted) = (format!("stage={stage} "), format!("stage={stage}'"));
+            line.contains(&bare) || line.contains(&quoted)
+        });
+        if ends {
+            return Ok(script);
+        }
+    }
+    Ok(script)
+}
+
+/// Stands in for a command that reaches for the internet.
+fn stand_in(name: &str, conduct: &Conduct) -> String {
+    let fails = i32::from(conduct.fails.iter().any(|failing| failing == name));
+    let takes = conduct.step.as_secs_f64();
+    let real = match name {
+        // Registrations go to platform-api, by the way that a node has; a download leaves its file.
+        "curl" => {
+            r#"case "$*" in */internal/gpu/register*) exec /usr/bin/curl "$@" ;; esac
+while [ $# -gt 0 ]; do [ "$1" = -o ] && file=$2; shift; done
+[ -z "${file:-}" ] || { mkdir -p "$(dirname "$file")" && : > "$file"; }"#
+        }
+        "docker" => {
+            r#"[ "$1" = compose ] || exec /usr/bin/docker "$@"
+[ FAILS = 0 ] && /usr/bin/docker start $(/usr/bin/docker ps --all --quiet) > /dev/null"#
+        }
+        _ => "",
+    };
+    let real = real.replace("FAILS", &fails.to_string());
+    format!("#!/bin/sh\n{real}\nsleep {takes}\nexit {fails}\n")
+}
+
+const STAND_INS: [&str; 5] = ["apt-get", "curl", "docker", "nvidia-ctk", "systemctl"];
+
+/// Gives a machine what a first boot needs: cloud-init's script, the commands that stand in for the internet, and
+/// the authority that platform-api is trusted by. The script holds a secret: it is the machine's own, as the
+/// directory is.
+fn prepare(
+    machine: &RunningMachine,
+    vps: &RunningMachine,
+    script: &str,
+    conduct: &Conduct,
+) -> std::io::Result<()> {
+    let directory = machine.control_directory().join(DIRECTORY);
+    let bin = directory.join("bin");
+    std::fs::create_dir_all(&bin)?;
+    std::fs::set_permissions(&directory, Permissions::from_mode(0o700))?;
+    for name in STAND_INS {
+        write(&bin.join(name), &stand_in(name, conduct), 0o700)?;
+    }
+    let trusted = vps.control_directory().join(TRUST).join(TRUST_BUNDLE);
+    std::fs::copy(trusted, directory.join(TRUST_BUNDLE))?;
+    write(&directory.join("runcmd"), script, 0o600)
+}
+
+fn write(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = std::fs::File::options();
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(path)?;
+    file.write_all(text.as_bytes())
+}
+
+/// Runs a machine's first boot to its end.
+pub(super) async fn run(
+    machine: &RunningMachine,
+    vps: &RunningMachine,
+    user_data: &str,
+    conduct: &Conduct,
+) -> Result<(), CloudError> {
+    let script = script(user_data, conduct.dies_after.as_deref()).map_err(|reason| CloudError::UserData {
+        machine: machine.name().clone(),
+        reason,
+    })?;
+    prepare(machine, vps, &script, conduct).map_err(|source| CloudError::File {
+        machine: machine.name().clone(),
+        action: "write cloud-init's script",
+        source,
+    })?;
+    let here = format!("{CONTROL}/{DIRECTORY}");
+    let path = format!("PATH={here}/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    let trust = format!("CURL_CA_BUNDLE={here}/{TRUST_BUNDLE}");
+    let script = format!("{here}/runcmd");
+    let argv = ["env", &path, &trust, "sh", &script];
+    // Whatever its commands end with, as with cloud-init: the row tells how far it came.
+    machine.control().await?.run_any(&argv, LIMIT).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use pretty_assertions::assert_eq;
+
+    use super::*;
+
+    const SENT: &str = "#cloud-config\nruncmd:\n  - curl -X POST 'https://p/internal/gpu/register?stage=installing_drivers' -d '{\"nodeId\":\"n\"}'\n  - apt-get update -y\n  - [touch, \"/opt/it's\"]\n  - curl -X POST 'https://p/internal/gpu/register?stage=done'\n";
+
+    #[test]
+    fn runcmd_is_run_line_by_line_as_it_was_sent() {
+        let script = script(SENT, None).unwrap();
+        let lines: Vec<_> = script.lines().skip(1).collect();
+        assert_eq!(lines[1], "apt-get update -y");
+        assert_eq!(lines[2], r"'touch' '/opt/it'\''s'");
+        assert_eq!(lines.len(), 4);
+        assert!(lines[0].contains("-d '{\"nodeId\":\"n\"}'"), "{script}");
+    }
+
+    #[test]
+    fn a_first_boot_that_dies_does_nothing_after_its_last_stage() {
+        let script = script(SENT, Some("installing_drivers")).unwrap();
+        assert_eq!(script.lines().count(), 2, "{script}");
+    }
+
+    #[test]
+    fn what_is_no_cloud_config_is_refused() {
+        assert!(script("#!/bin/sh\necho", None).is_err());
+    }
+
+    #[test]
+    fn a_command_that_is_to_fail_does() {
+        let text = stand_in("apt-get", &Conduct::default().fails("apt-get"));
+        assert!(text.ends_with("exit 1\n"), "{text}");
+        assert!(stand_in("curl", &Conduct::default()).ends_with("exit 0\n"));
+    }
+}

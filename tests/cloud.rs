@@ -1,0 +1,391 @@
+//! The closed loop: a droplet that platform-api creates is a machine that boots, registers and serves; a reboot
+//! that its watchdog asks for is one.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use pretty_assertions::assert_eq;
+use reqwest::{Method, StatusCode};
+use rstest::rstest;
+use serde_json::{Value, json};
+use wopr_harness::clock::{Rate, minutes, polls};
+use wopr_harness::cloud::standin::{Answer, Calls};
+use wopr_harness::cloud::{Conduct, Reboots};
+use wopr_harness::engine::Engine;
+use wopr_harness::history::History;
+use wopr_harness::history::Status::{Active, Degraded, Failed, Provisioning};
+use wopr_harness::machine::{MachineName, Role};
+use wopr_harness::seed::NodeId;
+use wopr_harness::testing::topology;
+use wopr_harness::watch::{Condition, all_down, all_ok, status};
+use wopr_harness::{GPU, Service, Topology};
+
+const DROPLET: u64 = 412_345_678;
+const NODE: &str = "wopr-gpu-made";
+const STAGES: [&str; 9] = [
+    "creating",
+    "waiting_active",
+    "waiting_agent",
+    "installing_drivers",
+    "installing_docker",
+    "downloading_models",
+    "starting_services",
+    "registering",
+    "done",
+];
+
+/// A topology with room for so many droplets.
+async fn with_rack(places: usize) -> Result<Topology> {
+    let rate = Rate::from_environment()?;
+    Ok(Topology::builder().rate(rate).rack(places).boot().await?)
+}
+
+/// A call to platform-api as its operators make it.
+async fn admin(topology: &Topology, method: Method, path: &str, body: Value) -> Result<(StatusCode, Value)> {
+    let token = topology.settings().value(Role::Vps, "FLEET_API_TOKEN_ADMIN")?;
+    let url = topology.url(3100, &format!("/api/admin/gpu{path}"));
+    let request = reqwest::Client::new().request(method, url).bearer_auth(token);
+    let answer = request.json(&body).send().await?;
+    Ok((answer.status(), answer.json().await?))
+}
+
+async fn provision(topology: &Topology) -> Result<(StatusCode, Value)> {
+    admin(topology, Method::POST, "", json!({ "name": NODE })).await
+}
+
+/// Stages of a node's row in their order, each once.
+fn stages(history: &History) -> Vec<String> {
+    let mut stages: Vec<_> = history
+        .rows(NODE)
+        .map(|(_, row)| row.provision_stage.clone())
+        .collect();
+    stages.dedup();
+    stages
+}
+
+fn stage(wanted: &'static str) -> Condition {
+    Condition::new(format!("stage {wanted}"), move |row| {
+        row.provision_stage == wanted
+    })
+}
+
+/// An outage that nothing but a reboot ends: the services are stopped, and nobody holds them so.
+async fn services_stop(topology: &Topology, machine: &MachineName) -> Result<()> {
+    for service in topology.expected_services() {
+        if service.role() == Role::Gpu {
+            let engine = topology.machine(machine).engine();
+            engine.stop(&service.container(), Duration::ZERO).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What the host has of the machines of the rack.
+async fn machines_left(topology: &Topology) -> Result<Vec<String>> {
+    let label = format!("wopr.topology={}", topology.id());
+    let mut left = Engine::connect().await?.containers_with_label(&label).await?;
+    left.retain(|name| name.contains("-gpu-"));
+    Ok(left)
+}
+
+#[tokio::test]
+async fn a_droplet_is_a_machine_that_registers_stage_by_stage_and_serves() -> Result<()> {
+    let topology = with_rack(1).await?;
+    let operator = topology.operate_cloud(Conduct::default()).await?;
+    let node: NodeId = NODE.parse()?;
+    let mut watch = topology.watch(&node).await?;
+
+    let (code, answer) = provision(&topology).await?;
+    assert_eq!(code, StatusCode::CREATED, "{answer}");
+    watch.until(status(Active)).within(minutes(10)).await?;
+    watch.until(all_ok()).within(polls(3)).await?;
+
+    let history = watch.history().await?;
+    assert_eq!(stages(&history), STAGES, "\n{history}");
+    let [droplet] = topology
+        .droplets()
+        .await?
+        .try_into()
+        .ok()
+        .context("one droplet")?;
+    let machine = operator.machine_of(droplet.id)?;
+    let (_, row) = history.rows(NODE).last().context("a row")?;
+    assert_eq!(row.host, Some(topology.address(&machine).to_string()));
+    assert_eq!(row.droplet_id, Some(droplet.id.to_string()));
+    operator.end()?;
+    Ok(())
+}
+
+#[rstest]
+#[case::installing_docker("installing_docker")]
+#[case::registering("registering")]
+#[tokio::test]
+async fn a_first_boot_that_dies_leaves_the_node_at_its_last_stage(#[case] last: &'static str) -> Result<()> {
+    let topology = with_rack(1).await?;
+    let conduct = Conduct::default().first_boot_dies_after(last);
+    let operator = topology.operate_cloud(conduct).await?;
+    let node: NodeId = NODE.parse()?;
+    let mut watch = topology.watch(&node).await?;
+
+    provision(&topology).await?;
+    watch.until(stage(last)).within(minutes(10)).await?;
+    tokio::time::sleep(topology.rate().real(polls(3))).await;
+    let history = watch.history().await?;
+    assert_eq!(history.statuses(NODE), [Provisioning], "\n{history}");
+    assert_eq!(history.polls(NODE).len(), 0, "it is not polled\n{history}");
+    assert_eq!(
+        stages(&history).last().map(String::as_str),
+        Some(last),
+        "\n{history}"
+    );
+    operator.end()?;
+    Ok(())
+}
+
+#[rstest]
+#[case::unauthorised(401)]
+#[case::too_many(429)]
+#[case::broken(500)]
+#[tokio::test]
+async fn a_creation_that_the_cloud_refuses_fails_the_node_and_leaves_no_machine(
+    #[case] code: u16,
+) -> Result<()> {
+    let topology = with_rack(1).await?;
+    let operator = topology.operate_cloud(Conduct::default()).await?;
+    topology
+        .cloud_answers(Answer::Status { code }.to(Calls::new("POST", "/v2/droplets")))
+        .await?;
+
+    let (answered, body) = provision(&topology).await?;
+    assert!(
+        answered.is_server_error() || answered.is_client_error(),
+        "{answered} {body}"
+    );
+    let history = topology.history().await?;
+    let (_, row) = history.rows(NODE).last().context("a row")?;
+    assert_eq!(row.status, Failed, "\n{history}");
+    let error = row.last_error.clone().context("an error in the row")?;
+    assert!(error.contains(&code.to_string()), "{error}");
+    assert_eq!(topology.droplets().await?, []);
+    assert_eq!(machines_left(&topology).await?, Vec::<String>::new());
+    operator.end()?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_droplet_that_stays_new_fails_its_node_after_five_minutes() -> Result<()> {
+    let topology = with_rack(1).await?;
+    let operator = topology.operate_cloud(Conduct::default()).await?;
+    topology
+        .cloud_answers(Answer::StuckNew.to(Calls::new("POST", "/v2/droplets")))
+        .await?;
+
+    let (_, body) = provision(&topology).await?;
+    let history = topology.history().await?;
+    let (_, row) = history.rows(NODE).last().context("a row")?;
+    let error = row.last_error.clone().unwrap_or_default();
+    assert_eq!(row.status, Failed, "{body}\n{history}");
+    assert!(error.contains("did not become active within 300 s"), "{error}");
+    operator.end()?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_droplet_without_a_public_address_fails_its_node() -> Result<()> {
+    let topology = with_rack(1).await?;
+    let operator = topology.operate_cloud(Conduct::default()).await?;
+    topology
+        .cloud_answers(Answer::NoPublicAddress.to(Calls::new("POST", "/v2/droplets")))
+        .await?;
+
+    provision(&topology).await?;
+    let history = topology.history().await?;
+    let (_, row) = history.rows(NODE).last().context("a row")?;
+    assert_eq!(row.status, Failed, "\n{history}");
+    let error = row.last_error.clone().unwrap_or_default();
+    assert!(error.contains("has no public address"), "{error}");
+    operator.end()?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_step_that_fails_registers_a_node_that_serves_nothing_and_the_watchdog_finds_it() -> Result<()> {
+    let topology = with_rack(1).await?;
+    let operator = topology.operate_cloud(Conduct::default().fails("docker")).await?;
+    let node: NodeId = NODE.parse()?;
+    let mut watch = topology.watch(&node).await?;
+
+    provision(&topology).await?;
+    watch.until(status(Active)).within(minutes(10)).await?;
+    watch.until(all_down()).within(polls(2)).await?;
+    watch.until(status(Degraded)).within(polls(2)).await?;
+    drop(operator);
+    Ok(())
+}
+
+#[rstest]
+#[case::deleted(false)]
+#[case::behind_its_back(true)]
+#[tokio::test]
+async fn a_node_that_goes_leaves_nothing_of_its_machine(#[case] behind_its_back: bool) -> Result<()> {
+    let topology = with_rack(1).await?;
+    let operator = topology.operate_cloud(Conduct::default()).await?;
+    let node: NodeId = NODE.parse()?;
+    let mut watch = topology.watch(&node).await?;
+    provision(&topology).await?;
+    watch.until(all_ok()).within(minutes(10)).await?;
+
+    let [droplet] = topology
+        .droplets()
+        .await?
+        .try_into()
+        .ok()
+        .context("one droplet")?;
+    if behind_its_back {
+        topology.lose_droplet(droplet.id).await?;
+        watch.until(status(Degraded)).within(polls(4)).await?;
+    }
+    let (code, body) = admin(&topology, Method::DELETE, &format!("/{NODE}"), Value::Null).await?;
+    if behind_its_back {
+        // The cloud knows of none: the row stays, failed, with the reason.
+        let history = watch.history().await?;
+        assert_eq!(
+            history.statuses(NODE).last(),
+            Some(&Failed),
+            "{code} {body}\n{history}"
+        );
+    } else {
+        assert_eq!(code, StatusCode::OK, "{body}");
+        let (code, _) = admin(&topology, Method::GET, &format!("/{NODE}"), Value::Null).await?;
+        assert_eq!(code, StatusCode::NOT_FOUND);
+    }
+    let gone = async {
+        while !(topology.droplets().await?.is_empty() && machines_left(&topology).await?.is_empty()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    tokio::time::timeout(Duration::from_secs(15), gone).await??;
+    operator.end()?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_that_is_being_made_is_not_deleted() -> Result<()> {
+    let topology = with_rack(1).await?;
+    let conduct = Conduct::default().first_boot_dies_after("installing_drivers");
+    let operator = topology.operate_cloud(conduct).await?;
+    let mut watch = topology.watch(&NODE.parse()?).await?;
+    provision(&topology).await?;
+    watch
+        .until(stage("installing_drivers"))
+        .within(minutes(10))
+        .await?;
+
+    let (code, body) = admin(&topology, Method::DELETE, &format!("/{NODE}"), Value::Null).await?;
+    assert_eq!(code, StatusCode::CONFLICT, "{body}");
+    assert_eq!(topology.droplets().await?.len(), 1);
+    operator.end()?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_registration_that_is_lost_on_the_wire_is_sent_again() -> Result<()> {
+    let topology = with_rack(1).await?;
+    let conduct = Conduct::default().each_download_takes(Duration::from_millis(700));
+    let operator = topology.operate_cloud(conduct).await?;
+    let mut watch = topology.watch(&NODE.parse()?).await?;
+    provision(&topology).await?;
+    let [droplet] = topology
+        .droplets()
+        .await?
+        .try_into()
+        .ok()
+        .context("one droplet")?;
+    let machine = operator.machine_of(droplet.id)?;
+
+    watch
+        .until(stage("installing_drivers"))
+        .within(minutes(10))
+        .await?;
+    let cut = topology.link(machine, wopr_harness::VPS).reset().await?;
+    // The next stage is tried in vain, and after five seconds once more.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    cut.heal().await?;
+    watch.until(status(Active)).within(minutes(10)).await?;
+    let history = watch.history().await?;
+    assert_eq!(stages(&history), STAGES, "\n{history}");
+    operator.end()?;
+    Ok(())
+}
+
+#[rstest]
+#[case::power_cycle(Reboots::PowerCycle)]
+#[case::clean(Reboots::Clean)]
+#[case::late(Reboots::After(Duration::from_secs(3)))]
+#[tokio::test]
+async fn a_reboot_brings_the_services_back_and_nobody_helps(#[case] reboots: Reboots) -> Result<()> {
+    let topology = topology().await;
+    let conduct = Conduct::default().machine(DROPLET, &GPU).reboots(reboots);
+    let operator = topology.operate_cloud(conduct).await?;
+    let node = topology.seed_gpu_node_with_droplet(&DROPLET.to_string()).await?;
+    let mut watch = topology.watch(&node).await?;
+    watch.until(all_ok()).within(polls(2)).await?;
+
+    services_stop(&topology, &GPU).await?;
+    watch.until(status(Degraded)).within(polls(4)).await?;
+    watch.until(status(Active)).within(minutes(9)).await?;
+    let history = watch.conclude().await?;
+    assert_eq!(
+        history.statuses(node.as_str()),
+        [Active, Degraded, Active],
+        "\n{history}"
+    );
+    assert_eq!(history.reboots(&DROPLET.to_string()), 1, "\n{history}");
+    operator.end()?;
+    Ok(())
+}
+
+#[rstest]
+#[case::that_never_happens(Reboots::Never)]
+#[case::to_another_address(Reboots::Moved)]
+#[tokio::test]
+async fn a_reboot_that_does_not_help_fails_the_node_after_ten_minutes(
+    #[case] reboots: Reboots,
+) -> Result<()> {
+    let topology = topology().await;
+    let conduct = Conduct::default().machine(DROPLET, &GPU).reboots(reboots);
+    let operator = topology.operate_cloud(conduct).await?;
+    let node = topology.seed_gpu_node_with_droplet(&DROPLET.to_string()).await?;
+    let mut watch = topology.watch(&node).await?;
+
+    services_stop(&topology, &GPU).await?;
+    watch.until(status(Degraded)).within(polls(4)).await?;
+    watch.until(status(Failed)).within(minutes(12)).await?;
+    let history = watch.history().await?;
+    assert_eq!(
+        history.notifications(node.as_str()),
+        ["gpu_node_degraded", "gpu_node_failed"],
+        "\n{history}"
+    );
+    assert_eq!(history.reboots(&DROPLET.to_string()), 1, "\n{history}");
+    operator.end()?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_restart_of_platform_api_while_the_machine_reboots_loses_no_node() -> Result<()> {
+    let topology = topology().await;
+    let conduct = Conduct::default().machine(DROPLET, &GPU);
+    let operator = topology.operate_cloud(conduct).await?;
+    let node = topology.seed_gpu_node_with_droplet(&DROPLET.to_string()).await?;
+    let mut watch = topology.watch(&node).await?;
+
+    services_stop(&topology, &GPU).await?;
+    watch.until(status(Degraded)).within(polls(4)).await?;
+    topology.restart(Service::PlatformApi).await?;
+    watch.until(all_ok()).within(minutes(9)).await?;
+    watch.conclude().await?;
+    drop(operator);
+    Ok(())
+}
