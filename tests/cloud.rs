@@ -1,9 +1,11 @@
 //! The closed loop: a droplet that platform-api creates is a machine that boots, registers and serves; a reboot
 //! that its watchdog asks for is one.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use futures_util::future::try_join_all;
 use pretty_assertions::assert_eq;
 use reqwest::{Method, StatusCode};
 use rstest::rstest;
@@ -21,7 +23,7 @@ use wopr_harness::watch::{Condition, all_down, all_ok, status};
 use wopr_harness::{GPU, Service, Topology};
 
 const DROPLET: u64 = 412_345_678;
-const NODE: &str = "wopr-gpu-made";
+const NODE: &str = "made-001";
 const STAGES: [&str; 9] = [
     "creating",
     "waiting_active",
@@ -91,7 +93,8 @@ async fn machines_left(topology: &Topology) -> Result<Vec<String>> {
 #[tokio::test]
 async fn a_droplet_is_a_machine_that_registers_stage_by_stage_and_serves() -> Result<()> {
     let topology = with_rack(1).await?;
-    let operator = topology.operate_cloud(Conduct::default()).await?;
+    let conduct = Conduct::default().first_boot_begins_after(topology.rate().real(polls(1)));
+    let operator = topology.operate_cloud(conduct).await?;
     let node: NodeId = NODE.parse()?;
     let mut watch = topology.watch(&node).await?;
 
@@ -122,7 +125,9 @@ async fn a_droplet_is_a_machine_that_registers_stage_by_stage_and_serves() -> Re
 #[tokio::test]
 async fn a_first_boot_that_dies_leaves_the_node_at_its_last_stage(#[case] last: &'static str) -> Result<()> {
     let topology = with_rack(1).await?;
-    let conduct = Conduct::default().first_boot_dies_after(last);
+    let conduct = Conduct::default()
+        .first_boot_begins_after(topology.rate().real(polls(1)))
+        .first_boot_dies_after(last);
     let operator = topology.operate_cloud(conduct).await?;
     let node: NodeId = NODE.parse()?;
     let mut watch = topology.watch(&node).await?;
@@ -156,12 +161,13 @@ async fn a_creation_that_the_cloud_refuses_fails_the_node_and_leaves_no_machine(
         .cloud_answers(Answer::Status { code }.to(Calls::new("POST", "/v2/droplets")))
         .await?;
 
+    let watch = topology.watch(&NODE.parse()?).await?;
     let (answered, body) = provision(&topology).await?;
     assert!(
         answered.is_server_error() || answered.is_client_error(),
         "{answered} {body}"
     );
-    let history = topology.history().await?;
+    let history = watch.history().await?;
     let (_, row) = history.rows(NODE).last().context("a row")?;
     assert_eq!(row.status, Failed, "\n{history}");
     let error = row.last_error.clone().context("an error in the row")?;
@@ -180,8 +186,9 @@ async fn a_droplet_that_stays_new_fails_its_node_after_five_minutes() -> Result<
         .cloud_answers(Answer::StuckNew.to(Calls::new("POST", "/v2/droplets")))
         .await?;
 
+    let watch = topology.watch(&NODE.parse()?).await?;
     let (_, body) = provision(&topology).await?;
-    let history = topology.history().await?;
+    let history = watch.history().await?;
     let (_, row) = history.rows(NODE).last().context("a row")?;
     let error = row.last_error.clone().unwrap_or_default();
     assert_eq!(row.status, Failed, "{body}\n{history}");
@@ -198,8 +205,9 @@ async fn a_droplet_without_a_public_address_fails_its_node() -> Result<()> {
         .cloud_answers(Answer::NoPublicAddress.to(Calls::new("POST", "/v2/droplets")))
         .await?;
 
+    let watch = topology.watch(&NODE.parse()?).await?;
     provision(&topology).await?;
-    let history = topology.history().await?;
+    let history = watch.history().await?;
     let (_, row) = history.rows(NODE).last().context("a row")?;
     assert_eq!(row.status, Failed, "\n{history}");
     let error = row.last_error.clone().unwrap_or_default();
@@ -245,20 +253,11 @@ async fn a_node_that_goes_leaves_nothing_of_its_machine(#[case] behind_its_back:
         topology.lose_droplet(droplet.id).await?;
         watch.until(status(Degraded)).within(polls(4)).await?;
     }
-    let (code, body) = admin(&topology, Method::DELETE, &format!("/{NODE}"), Value::Null).await?;
-    if behind_its_back {
-        // The cloud knows of none: the row stays, failed, with the reason.
-        let history = watch.history().await?;
-        assert_eq!(
-            history.statuses(NODE).last(),
-            Some(&Failed),
-            "{code} {body}\n{history}"
-        );
-    } else {
-        assert_eq!(code, StatusCode::OK, "{body}");
-        let (code, _) = admin(&topology, Method::GET, &format!("/{NODE}"), Value::Null).await?;
-        assert_eq!(code, StatusCode::NOT_FOUND);
-    }
+    let path = format!("/{NODE}");
+    let (code, body) = admin(&topology, Method::DELETE, &path, Value::Null).await?;
+    assert_eq!(code, StatusCode::OK, "{body}");
+    let (code, _) = admin(&topology, Method::GET, &path, Value::Null).await?;
+    assert_eq!(code, StatusCode::NOT_FOUND);
     let gone = async {
         while !(topology.droplets().await?.is_empty() && machines_left(&topology).await?.is_empty()) {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -273,7 +272,9 @@ async fn a_node_that_goes_leaves_nothing_of_its_machine(#[case] behind_its_back:
 #[tokio::test]
 async fn a_node_that_is_being_made_is_not_deleted() -> Result<()> {
     let topology = with_rack(1).await?;
-    let conduct = Conduct::default().first_boot_dies_after("installing_drivers");
+    let conduct = Conduct::default()
+        .first_boot_begins_after(topology.rate().real(polls(1)))
+        .first_boot_dies_after("installing_drivers");
     let operator = topology.operate_cloud(conduct).await?;
     let mut watch = topology.watch(&NODE.parse()?).await?;
     provision(&topology).await?;
@@ -292,7 +293,9 @@ async fn a_node_that_is_being_made_is_not_deleted() -> Result<()> {
 #[tokio::test]
 async fn a_registration_that_is_lost_on_the_wire_is_sent_again() -> Result<()> {
     let topology = with_rack(1).await?;
-    let conduct = Conduct::default().each_download_takes(Duration::from_millis(700));
+    let conduct = Conduct::default()
+        .first_boot_begins_after(topology.rate().real(polls(1)))
+        .each_download_takes(Duration::from_millis(700));
     let operator = topology.operate_cloud(conduct).await?;
     let mut watch = topology.watch(&NODE.parse()?).await?;
     provision(&topology).await?;
@@ -387,5 +390,72 @@ async fn a_restart_of_platform_api_while_the_machine_reboots_loses_no_node() -> 
     watch.until(all_ok()).within(minutes(9)).await?;
     watch.conclude().await?;
     drop(operator);
+    Ok(())
+}
+
+#[tokio::test]
+async fn nodes_that_are_made_at_once_are_machines_of_their_own() -> Result<()> {
+    let topology = with_rack(3).await?;
+    let operator = topology.operate_cloud(Conduct::default()).await?;
+    let names = ["made-001", "made-002", "made-003"];
+    let mut watches = Vec::new();
+    for name in names {
+        watches.push(topology.watch(&name.parse()?).await?);
+    }
+    let made = names.map(|name| admin(&topology, Method::POST, "", json!({ "name": name })));
+    for (code, body) in try_join_all(made).await? {
+        assert_eq!(code, StatusCode::CREATED, "{body}");
+    }
+    for watch in &mut watches {
+        watch.until(all_ok()).within(minutes(20)).await?;
+    }
+    let history = topology.history().await?;
+    let hosts: BTreeSet<_> = names
+        .iter()
+        .filter_map(|name| history.rows(name).last()?.1.host.clone())
+        .collect();
+    assert_eq!(hosts.len(), 3, "\n{history}");
+    operator.end()?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_droplet_that_finds_no_room_is_told_of_and_stays_new() -> Result<()> {
+    let topology = with_rack(1).await?;
+    let operator = topology.operate_cloud(Conduct::default()).await?;
+    let mut first = topology.watch(&NODE.parse()?).await?;
+    provision(&topology).await?;
+    first.until(all_ok()).within(minutes(10)).await?;
+
+    let mut second = topology.watch(&"made-002".parse()?).await?;
+    let (_, body) = admin(&topology, Method::POST, "", json!({ "name": "made-002" })).await?;
+    second.until(status(Failed)).within(polls(2)).await?;
+    let error = operator.end().unwrap_err().to_string();
+    assert!(error.contains("no machine is free for droplet"), "{error} {body}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_made_node_whose_services_end_is_rebooted_and_serves_again() -> Result<()> {
+    let topology = with_rack(1).await?;
+    let operator = topology.operate_cloud(Conduct::default()).await?;
+    let node: NodeId = NODE.parse()?;
+    let mut watch = topology.watch(&node).await?;
+    provision(&topology).await?;
+    watch.until(all_ok()).within(minutes(10)).await?;
+
+    let [droplet] = topology
+        .droplets()
+        .await?
+        .try_into()
+        .ok()
+        .context("one droplet")?;
+    let machine = operator.machine_of(droplet.id)?;
+    services_stop(&topology, &machine).await?;
+    watch.until(status(Degraded)).within(polls(4)).await?;
+    watch.until(status(Active)).within(minutes(9)).await?;
+    let history = watch.history().await?;
+    assert_eq!(history.reboots(&droplet.id.to_string()), 1, "\n{history}");
+    operator.end()?;
     Ok(())
 }

@@ -26,6 +26,7 @@ pub enum Reboots {
 pub struct Conduct {
     pub(super) reboots: Reboots,
     pub(super) creation: Duration,
+    pub(super) first_boot: Duration,
     pub(super) step: Duration,
     pub(super) dies_after: Option<String>,
     pub(super) fails: Vec<String>,
@@ -44,6 +45,15 @@ impl Conduct {
     #[must_use]
     pub fn creation_takes(mut self, time: Duration) -> Self {
         self.creation = time;
+        self
+    }
+
+    /// A first boot begins this real time after the droplet is `active`. At once, unless given: a machine that
+    /// registers before platform-api has looked at its droplet again (each 5 s of its time) sees its stage
+    /// overwritten by `waiting_agent`.
+    #[must_use]
+    pub fn first_boot_begins_after(mut self, time: Duration) -> Self {
+        self.first_boot = time;
         self
     }
 

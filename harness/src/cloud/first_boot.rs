@@ -50,7 +50,16 @@ fn script(user_data: &str, dies_after: Option<&str>) -> Result<String, String> {
     if !user_data.starts_with("#cloud-config") {
         return Err("it does not begin with #cloud-config".to_owned());
     }
-    let parsed: UserData = serde_saphyr::from_str(user_data).map_err(|error| error.to_string())?;
+    let parsed: UserData = serde_saphyr::from_str(user_data).map_err(|error| {
+        // Not its own words: they show what is there, and that may be a secret.
+        let place = error
+            .location()
+            .map(|at| format!(" (line {}, column {})", at.line(), at.column()));
+        format!(
+            "it is no YAML with a list of commands as runcmd{}",
+            place.unwrap_or_default()
+        )
+    })?;
     let mut script = "#!/bin/sh\n".to_owned();
     for command in parsed.runcmd {
         let line = command.line();
@@ -175,8 +184,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_cloud_config_is_refused() {
+    fn what_is_no_cloud_config_is_refused_and_not_shown() {
         assert!(script("#!/bin/sh\necho", None).is_err());
+        let plain = "#cloud-config\nruncmd:\n  - curl -H 'Authorization: Bearer s3cret'\n";
+        let error = script(plain, None).unwrap_err();
+        assert!(error.contains("line 3") && !error.contains("s3cret"), "{error}");
     }
 
     #[test]

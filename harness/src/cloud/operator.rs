@@ -168,6 +168,7 @@ impl Work {
         let Some(user_data) = user_data else {
             return Ok(());
         };
+        tokio::time::sleep(self.conduct.first_boot).await;
         let booted = first_boot::run(machine, &self.vps, &user_data, &self.conduct).await;
         if booted.is_err() && self.rack.machine_of(droplet).is_err() {
             // It was removed meanwhile.

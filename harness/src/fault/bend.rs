@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use wopr_machine::protocol::Step;
 
-use super::end::End;
 use super::link::Link;
 use super::probe::{Outcome, Probe, Question};
 use super::rules::{Place, strings};
@@ -14,14 +13,9 @@ use super::sidecar::Proxy;
 use super::sight::{After, Sight};
 use super::toxic::{Stream, Toxic};
 use super::{Applying, Fault, FaultError};
-use crate::service::Service;
 
 /// How slow a link may be already, by other toxics, for one more to be seen on it.
 const SLOW_ALREADY: Duration = Duration::from_secs(3);
-/// Ports of the proxies begin here, and end below those that the kernel gives to connections.
-const FIRST_PORT: u16 = 20_000;
-const PORTS_OF_AN_END: u16 = 1_270;
-
 /// A toxic in effect, and how it is changed.
 #[derive(Debug)]
 pub(super) struct Bent {
@@ -47,9 +41,7 @@ impl Link<'_> {
         let before = question.clone().slower_by(SLOW_ALREADY).ask().await?;
         let sidecar = self.topology.sidecar().await?;
         let of = format!("{}-to-{}-{port}", self.from, self.to);
-        let proxy = sidecar
-            .proxy(&of, own_port(&self.from, port), &upstream.to_string())
-            .await?;
+        let proxy = sidecar.proxy(&of, &upstream.to_string()).await?;
         let id = rand::random();
         let body = toxic.body(id, stream);
         let (mut steps, to) = match &body {
@@ -162,18 +154,6 @@ impl Bent {
     }
 }
 
-/// Where the proxy of a link listens: the same for whoever asks, and for links from other ends another.
-fn own_port(from: &End, port: u16) -> u16 {
-    let place = match from {
-        End::Machine(machine) => u16::from(machine.role() == crate::machine::Role::Gpu),
-        End::Service(service) => {
-            let place = Service::ALL.iter().position(|other| other == service);
-            2 + place.and_then(|place| u16::try_from(place).ok()).unwrap_or(0)
-        }
-    };
-    FIRST_PORT + place * PORTS_OF_AN_END + port % PORTS_OF_AN_END
-}
-
 /// For all that comes from a place, and for connections that flow already, which keep their way until the
 /// kernel forgets it.
 fn lead(place: &Place, target: SocketAddrV4, to: SocketAddrV4) -> Vec<Step> {
@@ -196,22 +176,4 @@ fn lead(place: &Place, target: SocketAddrV4, to: SocketAddrV4) -> Vec<Step> {
     steps.extend(place.nat_chains().iter().map(rule));
     steps.push(place.step(forget(), nothing()));
     steps
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{GPU, VPS};
-
-    #[test]
-    fn each_end_has_ports_of_its_own_below_the_kernels() {
-        let ends = [End::from(VPS), End::from(GPU)]
-            .into_iter()
-            .chain(Service::ALL.map(End::from));
-        let ports: std::collections::BTreeSet<_> = ends
-            .flat_map(|end| [80, 3100, 8080, 8081, 8082, 8083].map(|port| own_port(&end, port)))
-            .collect();
-        assert_eq!(ports.len(), 60);
-        assert!(ports.iter().all(|port| (20_000..32_768).contains(port)));
-    }
 }

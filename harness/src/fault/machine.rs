@@ -232,7 +232,7 @@ impl Topology {
             Role::Gpu => service.role() == Role::Gpu && matches!(service.health(), Health::Get { .. }),
         };
         for service in self.expected_services().into_iter().filter(published) {
-            for question in self.service_question(service, Asker::Other) {
+            for question in self.question_at(self.machine(machine), service, Asker::Other) {
                 if question.ask().await?.outcome == Outcome::Answered {
                     return Ok(Some(question));
                 }

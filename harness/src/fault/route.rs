@@ -8,7 +8,7 @@ use super::link::Link;
 use super::probe::Question;
 use super::rules::{Fate, Packets, Place, Rule};
 use super::{Applying, FaultError};
-use crate::machine::{GPU, MachineName, Role, VPS};
+use crate::machine::{MachineName, Role, VPS};
 use crate::service::{Health, Service};
 use crate::topology::Topology;
 
@@ -100,7 +100,10 @@ impl<'a> Link<'a> {
         match (&self.from, &self.to) {
             (_, End::Machine(_)) if on_one_machine => Err(self.no_link("both are one machine")),
             (_, End::Machine(machine)) => {
-                let usual = if *machine == GPU { 8080 } else { 3100 };
+                let usual = match machine.role() {
+                    Role::Gpu => 8080,
+                    Role::Vps => 3100,
+                };
                 Ok(Target {
                     address: self.topology.address(machine),
                     port: self.port,
@@ -205,10 +208,9 @@ impl<'a> Link<'a> {
         let (port, End::Machine(machine)) = (self.port?, &self.to) else {
             return None;
         };
-        let others: &[u16] = if *machine == GPU {
-            &[8080, 8081]
-        } else {
-            &[3100, 80]
+        let others: &[u16] = match machine.role() {
+            Role::Gpu => &[8080, 8081],
+            Role::Vps => &[3100, 80],
         };
         let other = others.iter().find(|other| **other != port)?;
         let expected = self.topology.expected_services();

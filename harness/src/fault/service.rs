@@ -7,7 +7,7 @@ use wopr_machine::protocol::{Answer, Caller, Manner, Request, Step};
 use super::probe::Question;
 use super::query::Query;
 use super::{Applying, Fault, FaultError, Outcome};
-use crate::machine::VPS;
+use crate::machine::{RunningMachine, VPS};
 use crate::service::{Health, Service};
 use crate::topology::{Topology, TopologyError};
 
@@ -175,15 +175,19 @@ impl Topology {
 
     /// A request to a service's published port; none for the database.
     pub(super) fn service_question(&self, service: Service, asker: Asker) -> Vec<Question> {
+        self.question_at(self.machine_of(service), service, asker)
+    }
+
+    /// The same on one machine of several that have the service.
+    pub(super) fn question_at(&self, here: &RunningMachine, service: Service, asker: Asker) -> Vec<Question> {
         let Health::Get { port, path, .. } = service.health() else {
             return Vec::new();
         };
-        let here = self.machine_of(service);
         let from = match asker {
             Asker::Itself => here,
             Asker::Other => self
                 .machines()
-                .find(|machine| machine.name() != here.name())
+                .find(|machine| machine.name().role() != here.name().role())
                 .unwrap_or(here),
         };
         vec![Question {

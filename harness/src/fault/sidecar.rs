@@ -23,12 +23,15 @@ use crate::topology::{Topology, TopologyError};
 /// The server listens within milliseconds of its start.
 const START_TRIES: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(25);
+/// Ports of the proxies begin here, below those that the kernel gives to connections.
+const FIRST_PORT: u16 = 20_000;
 
 /// The sidecar of a topology.
 #[derive(Debug)]
 pub(crate) struct Sidecar {
     address: Ipv4Addr,
     api: SocketAddr,
+    choosing: tokio::sync::Mutex<()>,
 }
 
 /// A proxy of the sidecar.
@@ -71,6 +74,7 @@ impl Sidecar {
         let sidecar = Self {
             address,
             api: SocketAddr::from(([127, 0, 0, 1], port)),
+            choosing: tokio::sync::Mutex::default(),
         };
         let url = format!("http://{}/version", sidecar.api);
         for _ in 0..START_TRIES {
@@ -94,7 +98,17 @@ impl Sidecar {
 
     /// The proxy of a link to one port: the one that is there, or a new one. All toxics of that link share it,
     /// and one without a toxic is out of everybody's way.
-    pub(super) async fn proxy(&self, of: &str, port: u16, upstream: &str) -> Result<Proxy, FaultError> {
+    pub(super) async fn proxy(&self, of: &str, upstream: &str) -> Result<Proxy, FaultError> {
+        // One at a time: each is to have a port of its own.
+        let _choosing = self.choosing.lock().await;
+        let api = self.api;
+        let all = blocking("tell its proxies", move || Client::new(api).all()).await?;
+        let listening = all
+            .into_iter()
+            .filter_map(|(name, proxy)| Some((name, proxy.proxy_pack.listen.parse().ok()?)));
+        let listening: Vec<(String, SocketAddrV4)> = listening.collect();
+        let own = listening.iter().find(|(name, _)| name == of);
+        let port = own.map_or_else(|| free_port(&listening), |(_, at)| at.port());
         let proxy = Proxy {
             name: of.to_owned(),
             api: self.api,
@@ -103,7 +117,6 @@ impl Sidecar {
         };
         // By its own address: the server tells by the text whether this is the proxy that it has.
         let pack = ProxyPack::new(of.to_owned(), proxy.listens.to_string(), upstream.to_owned());
-        let api = self.api;
         blocking("add a proxy", move || Client::new(api).populate(vec![pack])).await?;
         Ok(proxy)
     }
@@ -162,6 +175,12 @@ impl Proxy {
     }
 }
 
+/// The first port that no proxy has.
+fn free_port(taken: &[(String, SocketAddrV4)]) -> u16 {
+    let free = |port: &u16| taken.iter().all(|(_, at)| at.port() != *port);
+    (FIRST_PORT..).find(free).unwrap_or(FIRST_PORT)
+}
+
 /// The sidecar's image, built where it is missing.
 async fn its_image(topology: &Topology) -> Result<String, FaultError> {
     let settings = StackSettings::for_tests(topology.dirs()).map_err(TopologyError::from)?;
@@ -178,4 +197,18 @@ async fn blocking<T: Send + 'static>(
     let done = tokio::task::spawn_blocking(call).await;
     done.map_err(|error| failed(action, error))?
         .map_err(|reason| failed(action, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_proxy_has_a_port_of_its_own() {
+        let at = |port| SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+        let mut taken = vec![("vps-to-gpu-8080".to_owned(), at(20_000))];
+        assert_eq!(free_port(&taken), 20_001);
+        taken.push(("vps-to-gpu-2-8080".to_owned(), at(20_001)));
+        assert_eq!(free_port(&taken), 20_002);
+    }
 }

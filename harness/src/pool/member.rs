@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::PoolError;
 use super::state::State;
 use crate::lease::{self, Held, Standing};
-use crate::machine::{GPU, MachineName, VPS};
+use crate::machine::MachineName;
 use crate::topology::{Plan, Remains, Topology};
 
 /// What is kept of a member, in its directory.
@@ -46,10 +46,11 @@ impl Member {
         let held = Held::take_idle(&self.directory)?;
         let remains = Remains::taken(plan.engine.clone(), &self.id, self.directory.clone(), held);
         let stored = read(&self.directory)?;
-        let addresses = [VPS, GPU].map(|name| Some((name.clone(), *stored.addresses.get(name.as_str())?)));
+        let addresses = stored.addresses.into_iter();
+        let addresses = addresses.map(|(name, address)| Some((name.parse().ok()?, address)));
         let kept = Kept {
             id: self.id,
-            addresses: addresses.into_iter().collect::<Option<_>>()?,
+            addresses: addresses.collect::<Option<_>>()?,
             baseline: stored.baseline,
         };
         Some((remains, kept))

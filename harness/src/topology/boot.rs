@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use crate::disk;
 use crate::engine::{Engine, Lan, Privilege};
 use crate::history::Deeds;
 use crate::image::{self, ImageSet};
-use crate::machine::{BY_HAND, GPU, MachineName, Role, RunningMachine, Setting, VPS};
+use crate::machine::{BY_HAND, GPU, MachineName, Role, RunningMachine, Setting, VPS, engine_socket};
 use crate::models;
 use crate::privilege;
 use crate::profile::Profile;
@@ -536,6 +537,10 @@ impl Booting {
             self.setting.control_directory(&name),
             self.setting.addresses[&name],
         );
+        dirs::make_private(&control)?;
+        // The engine's client wants a socket to be there from the first; the machine makes it anew.
+        let socket = engine_socket(&control);
+        UnixListener::bind(&socket).map_err(TopologyError::io("make a socket at", &socket))?;
         let container = self.setting.name(name.as_str());
         let machine = RunningMachine::connect(name, self.engine.clone(), container, control, address).await?;
         machine.set_racked(true);
