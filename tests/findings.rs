@@ -8,7 +8,7 @@ use rstest::rstest;
 use wopr_harness::clock::{Rate, polls};
 use wopr_harness::history::Status::{Active, Degraded, Failed};
 use wopr_harness::machine::Role;
-use wopr_harness::seed::{self, NodeSpec};
+use wopr_harness::seed::{self, NodeId, NodeSpec};
 use wopr_harness::watch::{all_down, all_ok, status};
 use wopr_harness::{GPU, Service, Topology, VPS};
 
@@ -207,6 +207,42 @@ async fn finding_7_a_node_that_failed_stays_failed_when_its_services_return(
         Active
     };
     assert_eq!(status, format!("{expected:?}").to_lowercase());
+    Ok(())
+}
+
+#[rstest]
+#[tokio::test]
+async fn finding_3_polls_of_eight_black_holed_nodes_overlap(
+    #[values(Behaviour::Production, Behaviour::Mended)] behaviour: Behaviour,
+) -> Result<()> {
+    let topology = topology(behaviour).await?;
+    let _hole = topology.link(VPS, GPU).drop_packets().await?;
+    let mut watches = Vec::new();
+    for number in 1..=8 {
+        let node: NodeId = format!("silent-{number}").parse()?;
+        seed::write(&topology, &NodeSpec::at(node.clone(), topology.address(&GPU))).await?;
+        watches.push(topology.watch(&node).await?);
+    }
+    // The first poll after this begins with all eight; eight times five seconds are more than thirty.
+    topology.restart(Service::PlatformApi).await?;
+    for watch in &mut watches {
+        watch.polls(2).await?;
+    }
+
+    let history = topology.history().await?;
+    let nth = |place: usize| {
+        let nodes = (1..=8).map(|number| format!("silent-{number}"));
+        let times = nodes.filter_map(|node| Some(history.polls(&node).get(place)?.0));
+        times.collect::<Vec<_>>()
+    };
+    let (firsts, seconds) = (nth(0), nth(1));
+    assert_eq!((firsts.len(), seconds.len()), (8, 8), "\n{history}");
+    let overlap = seconds.iter().min() < firsts.iter().max();
+    assert_eq!(
+        overlap,
+        behaviour == Behaviour::Production,
+        "whether a node was polled again before each was polled once\n{history}"
+    );
     Ok(())
 }
 

@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 
 use super::Outcome;
 
+/// No request or answer of HTTP with its headers is as short as this.
+const SHORT: u32 = 64;
+
 /// Which way a toxic works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
@@ -108,6 +111,11 @@ impl Toxic {
     /// Whether the other differs in its attributes alone.
     pub(super) fn is_kind_of(self, other: Self) -> bool {
         std::mem::discriminant(&self) == std::mem::discriminant(&other) && self != Self::Down
+    }
+
+    /// Whether a health check may be too short to show it: then it is read back, and a check may end either way.
+    pub(super) fn may_spare_a_check(self) -> bool {
+        matches!(self, Self::LimitData { bytes } if bytes >= SHORT)
     }
 
     /// How a health check through it ends.
