@@ -1,6 +1,8 @@
 //! A topology: two machines on a private network, booted, healthy, and gone when it is dropped.
 
+mod attach;
 mod boot;
+mod builder;
 mod error;
 mod health;
 mod keeper;
@@ -13,9 +15,8 @@ use std::path::PathBuf;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
 
-pub use boot::Builder;
-pub use boot::idle_time;
 pub(crate) use boot::{Claim, Plan, power_on};
+pub use builder::{Builder, idle_time};
 pub use error::TopologyError;
 pub use health::{HEALTH_PATIENCE, ServiceHealth};
 pub(crate) use remains::Remains;
@@ -142,12 +143,16 @@ impl Topology {
         self.machine(machine).address()
     }
 
-    /// The port on 127.0.0.1 that leads to a machine's published `port` (3100, 80, 8080 to 8083).
+    /// The port on 127.0.0.1 that leads to the published `port` (3100, 80, 8080 to 8083) of the VPS machine or of
+    /// the first GPU machine; those of others are told by [`RunningMachine::port`].
     ///
     /// # Panics
     /// When that port is not published.
     pub fn port(&self, port: u16) -> u16 {
-        match self.machines.values().find_map(|machine| machine.port(port)) {
+        match [&VPS, &GPU]
+            .into_iter()
+            .find_map(|name| self.machine(name).port(port))
+        {
             Some(host) => host,
             None => panic!("port {port} is not published by topology {}", self.id()),
         }

@@ -9,243 +9,30 @@ use std::time::{Duration, Instant};
 use futures_util::future::try_join_all;
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
-
-use super::remains::Remains;
-use super::{Sweep, Topology, TopologyError, Volumes, sweep};
 use tokio::sync::OnceCell;
+use wopr_machine::protocol::Phase;
 
+use super::builder::{Fleet, Resting};
+use super::{Remains, Sweep, Topology, TopologyError, Volumes, sweep};
 use crate::by_hand;
-use crate::clock::{self, Dial, Rate};
+use crate::clock::{self, Rate};
 use crate::control::Control;
 use crate::dirs::{self, Dirs};
 use crate::disk;
 use crate::engine::{Engine, Lan, Privilege};
 use crate::history::Deeds;
-use crate::image::{self, ImageSet};
-use crate::machine::{BY_HAND, GPU, MachineName, Role, RunningMachine, Setting, VPS, engine_socket};
+use crate::image::ImageSet;
+use crate::machine::{BY_HAND, MachineName, Role, RunningMachine, Setting, VPS, engine_socket};
 use crate::models;
 use crate::privilege;
-use crate::profile::Profile;
 use crate::progress::{Progress, Task};
 use crate::service::Service;
 use crate::settings::StackSettings;
-
-use wopr_machine::protocol::Phase;
 
 /// A removal takes under a second; one that hangs is the next boot's to try.
 const SWEEP: Duration = Duration::from_secs(5);
 /// Lines of a machine's log that an error shows.
 const SHOWN: usize = 40;
-/// A service is asked before its machine has a port for it; a connection attempt is cheap to repeat.
-const CONNECT: Duration = Duration::from_millis(250);
-
-/// Addresses of a topology's network that are neither the VPS machine's, nor the sidecar's, nor for a machine
-/// that moves.
-const MOST_GPUS: usize = 48;
-
-/// A topology to be booted.
-#[derive(Debug)]
-pub struct Builder {
-    profile: Profile,
-    models: Option<PathBuf>,
-    changes: Vec<(Role, String, String)>,
-    progress: Progress,
-    by_hand: bool,
-    rate: Rate,
-    run: Option<PathBuf>,
-    fleet: Fleet,
-    resting: Option<Resting>,
-}
-
-/// How many GPU machines there are.
-#[derive(Debug, Clone, Copy)]
-struct Fleet {
-    /// That boot with the topology.
-    running: usize,
-    /// That wait in the rack for a droplet to be made of them.
-    racked: usize,
-}
-
-/// Volumes to boot on.
-#[derive(Debug)]
-struct Resting {
-    topology: String,
-    settings: StackSettings,
-    remains: Remains,
-}
-
-impl Builder {
-    pub(super) fn new() -> Self {
-        Self {
-            profile: Profile::from_environment(),
-            models: None,
-            changes: Vec::new(),
-            progress: Progress::lines_after(Duration::from_secs(5)),
-            by_hand: false,
-            rate: Rate::TRUE,
-            run: None,
-            fleet: Fleet {
-                running: 1,
-                racked: 0,
-            },
-            resting: None,
-        }
-    }
-
-    pub(super) fn on_volumes_of(setting: &Setting, settings: StackSettings, remains: Remains) -> Self {
-        let resting = Resting {
-            topology: setting.topology.clone(),
-            settings,
-            remains,
-        };
-        Self {
-            models: Some(setting.models.clone()),
-            resting: Some(resting),
-            ..Self::new()
-        }
-    }
-
-    /// The topology that people use: fixed ports and names, and it stays when its handle is dropped.
-    #[must_use]
-    pub fn by_hand(mut self) -> Self {
-        self.by_hand = true;
-        self
-    }
-
-    /// Where images come from. Unless given: the environment, as `PLATFORM_API_IMAGE`.
-    #[must_use]
-    pub fn profile(mut self, profile: Profile) -> Self {
-        self.profile = profile;
-        self
-    }
-
-    /// Directory of models. Unless given: tiny ones that are made here.
-    #[must_use]
-    pub fn models(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.models = Some(directory.into());
-        self
-    }
-
-    /// Changes a setting of a stack, as its `.env` would.
-    #[must_use]
-    pub fn with(mut self, role: Role, variable: &str, value: &str) -> Self {
-        self.changes.push((role, variable.to_owned(), value.to_owned()));
-        self
-    }
-
-    /// How fast platform-api's time runs; true unless given.
-    #[must_use]
-    pub fn rate(mut self, rate: Rate) -> Self {
-        self.rate = rate;
-        self
-    }
-
-    /// Who hears how it goes. Unless given: standard error, once it takes longer than a few seconds.
-    #[must_use]
-    pub fn progress(mut self, progress: Progress) -> Self {
-        self.progress = progress;
-        self
-    }
-
-    /// So many GPU machines, `gpu`, `gpu-2` and so on, each with its own engine and four services. One unless
-    /// given. The published ports of the host lead to the first.
-    #[must_use]
-    pub fn gpus(mut self, count: usize) -> Self {
-        self.fleet.running = count.max(1);
-        self
-    }
-
-    /// Room for so many machines more, which do not run until a droplet is made of them: see
-    /// [`Topology::operate_cloud`]. platform-api is told to be reached by them at `https://wopr-vps:8443`.
-    #[must_use]
-    pub fn rack(mut self, count: usize) -> Self {
-        self.fleet.racked = count;
-        self
-    }
-
-    /// Directory of the topology's sockets and locks; short, since a Unix socket's path has 107 bytes. What
-    /// lies below another is of no concern to a sweep. Unless given: `WOPR_RUN_DIR`.
-    #[must_use]
-    pub fn run_directory(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.run = Some(directory.into());
-        self
-    }
-
-    /// Boots the machines, and waits until all services are healthy. Nothing is left when this fails
-    /// or is dropped.
-    ///
-    /// # Errors
-    /// [`TopologyError`] with the machine or service, and its last words.
-    pub async fn boot(self) -> Result<Topology, TopologyError> {
-        self.plan().await?.boot().await
-    }
-
-    /// Decides all that a topology is made from, and makes images that are missing.
-    pub(crate) async fn plan(self) -> Result<Plan, TopologyError> {
-        let asked = self.fleet.running + self.fleet.racked;
-        if asked > MOST_GPUS {
-            return Err(TopologyError::TooManyMachines {
-                asked,
-                most: MOST_GPUS,
-            });
-        }
-        let mut dirs = Dirs::find()?;
-        if let Some(run) = self.run {
-            dirs = dirs.running_in(run)?;
-        }
-        let engine = Engine::connect().await?;
-        let for_tests = StackSettings::for_tests(&dirs)?;
-        let defaults = match (&self.resting, self.by_hand) {
-            (Some(resting), _) => resting.settings.clone(),
-            (None, true) => StackSettings::by_hand(&dirs)?,
-            (None, false) => for_tests.clone(),
-        };
-        let set = image::ensure(&engine, &dirs, &self.profile, &for_tests, &self.progress).await?;
-        let settings = self
-            .changes
-            .iter()
-            .fold(defaults, |settings, (role, variable, value)| {
-                settings.with(*role, variable, value)
-            });
-        // Those who were told otherwise, by hand or by the builder, are told so still.
-        let settings = match self.fleet.racked {
-            0 => settings,
-            _ => settings.with(Role::Vps, "PLATFORM_URL", &platform_url()),
-        };
-        Ok(Plan {
-            models: self.models.unwrap_or_else(|| dirs.tiny_models()),
-            idle: idle_time()?,
-            dirs,
-            engine,
-            set,
-            settings,
-            by_hand: self.by_hand,
-            rate: self.rate,
-            fleet: self.fleet,
-            resting: self.resting,
-            progress: self.progress,
-        })
-    }
-}
-
-/// Where droplets reach platform-api: the VPS machine ends TLS there, by an authority of the topology's own.
-fn platform_url() -> String {
-    format!(
-        "https://{}:{}",
-        wopr_machine::paths::VPS_HOST_NAME,
-        wopr_machine::paths::PLATFORM_TLS_PORT
-    )
-}
-
-/// How long a topology stays that nobody uses: `WOPR_POOL_IDLE`, in seconds.
-///
-/// # Errors
-/// [`BadNumber`](crate::env::BadNumber).
-pub fn idle_time() -> Result<Duration, crate::env::BadNumber> {
-    Ok(Duration::from_secs(
-        crate::env::number("WOPR_POOL_IDLE")?.unwrap_or(60),
-    ))
-}
 
 /// All that a topology is made from.
 #[derive(Debug)]
@@ -254,13 +41,13 @@ pub(crate) struct Plan {
     pub(crate) engine: Engine,
     pub(crate) progress: Progress,
     pub(crate) idle: Duration,
-    set: ImageSet,
-    settings: StackSettings,
-    models: PathBuf,
-    by_hand: bool,
-    rate: Rate,
-    fleet: Fleet,
-    resting: Option<Resting>,
+    pub(super) set: ImageSet,
+    pub(super) settings: StackSettings,
+    pub(super) models: PathBuf,
+    pub(super) by_hand: bool,
+    pub(super) rate: Rate,
+    pub(super) fleet: Fleet,
+    pub(super) resting: Option<Resting>,
 }
 
 /// A place for a topology that is to be booted.
@@ -477,9 +264,8 @@ impl Booting {
             remains: self.remains,
         };
         task.detail("waiting for the services");
-        let services: Vec<Service> = topology.expected_services();
         let healthy = async {
-            topology.until_healthy(&services).await?;
+            topology.until_all_healthy().await?;
             topology.prove_clock().await
         };
         match healthy.await {
@@ -578,89 +364,6 @@ impl Booting {
 }
 
 impl Topology {
-    /// The topology that was started by hand, by `wopr up` or by compose.
-    ///
-    /// # Errors
-    /// [`TopologyError::NotUp`] when its machines do not run.
-    pub async fn by_hand() -> Result<Self, TopologyError> {
-        let dirs = Dirs::find()?;
-        let engine = Engine::connect().await?;
-        let settings = StackSettings::by_hand(&dirs)?;
-        let setting = Setting {
-            topology: BY_HAND.to_owned(),
-            root: dirs.root.clone(),
-            control: dirs.by_hand_control()?,
-            image: String::new(),
-            toxiproxy: String::new(),
-            image_set: String::new(),
-            models: dirs.tiny_models(),
-            addresses: BTreeMap::from([(VPS, Lan::BY_HAND.address(0)), (GPU, Lan::BY_HAND.address(1))]),
-            privilege: crate::engine::Privilege::Nested,
-            gid: rustix::process::getgid().as_raw(),
-            chosen_ports: BTreeMap::new(),
-            owner: dirs.run.clone(),
-            idle: Duration::ZERO,
-        };
-        let remains = Remains::of_another(engine.clone(), BY_HAND, dirs.root.join("local/.run"));
-        let topology = Self::attach(dirs, engine, setting, settings, Rate::TRUE, remains);
-        topology.await
-    }
-
-    /// The ways to machines that run already.
-    async fn attach(
-        dirs: Dirs,
-        engine: Engine,
-        setting: Setting,
-        settings: StackSettings,
-        rate: Rate,
-        remains: Remains,
-    ) -> Result<Self, TopologyError> {
-        let mut setting = setting;
-        let mut machines = BTreeMap::new();
-        let mut up = 0;
-        for name in setting.addresses.clone().into_keys() {
-            let container = setting.name(name.as_str());
-            let state = engine.container(&container).await?.ok_or(TopologyError::NotUp)?;
-            up += usize::from(state.running || state.paused);
-            // A fault may have moved it.
-            let address = state.networks.get(&setting.network()).copied().flatten();
-            let address = address.unwrap_or(setting.addresses[&name]);
-            setting.image = state.image;
-            let directory = setting.control_directory(&name);
-            let machine =
-                RunningMachine::connect(name.clone(), engine.clone(), container, directory, address).await?;
-            machines.insert(name, machine);
-        }
-        // By hand, one that a fault put off is there to be healed.
-        let least = if setting.by_hand() { 1 } else { machines.len() };
-        if up < least {
-            return Err(TopologyError::NotUp);
-        }
-        Ok(Self {
-            dirs,
-            engine,
-            setting,
-            settings,
-            machines,
-            rate,
-            deeds: Deeds::default(),
-            sidecar: OnceCell::new(),
-            remains,
-        })
-    }
-
-    /// The same topology for another runtime: its connections end with the runtime that they were made in.
-    pub(crate) async fn anew(self) -> Result<Self, TopologyError> {
-        let engine = Engine::at(self.engine.socket().to_owned()).await?;
-        let remains = self.remains.with_engine(engine.clone());
-        Self::attach(self.dirs, engine, self.setting, self.settings, self.rate, remains).await
-    }
-
-    /// Lets go of it: it stays as it is, for the next to take.
-    pub(crate) fn let_go(self) -> Result<(), TopologyError> {
-        self.remains.let_go()
-    }
-
     /// Looks at the time of two of platform-api's answers: it runs as fast as was asked.
     async fn prove_clock(&self) -> Result<(), TopologyError> {
         if self.rate == Rate::TRUE {
@@ -689,34 +392,5 @@ impl Topology {
             return Err(clock::ClockError::Wrong { image, asked, found }.into());
         }
         Ok(())
-    }
-
-    /// Where platform-api's time is told.
-    pub(crate) fn dial(&self) -> Dial {
-        Dial::new(self.http(), self.url(3100, "/health"))
-    }
-
-    /// Services that the settings ask for: the GPU stack's profiles may leave some out.
-    pub fn expected_services(&self) -> Vec<Service> {
-        let gpu = self.settings.of(Role::Gpu);
-        let profiles = gpu
-            .get("COMPOSE_PROFILES")
-            .map_or("llm,voice", String::as_str)
-            .to_owned();
-        let wanted = |service: &Service| match service.profile() {
-            Some(profile) => profiles.split(',').any(|given| given.trim() == profile),
-            None => true,
-        };
-        Service::ALL.into_iter().filter(wanted).collect()
-    }
-
-    /// A client for one request at a time on a new connection each: no connection of before a fault is
-    /// taken for one of after it.
-    pub(crate) fn http(&self) -> reqwest::Client {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .pool_max_idle_per_host(0)
-            .connect_timeout(CONNECT);
-        client.build().unwrap_or_default()
     }
 }

@@ -7,6 +7,7 @@ use sqlx::{Connection as _, Executor as _};
 use tokio::time::Instant;
 
 use super::{Topology, TopologyError};
+use crate::machine::RunningMachine;
 use crate::service::{Health, Service};
 
 /// How long services get. The slowest, a production platform-api, takes 4 s; this is for a busy host.
@@ -41,10 +42,15 @@ impl ServiceHealth {
 impl Topology {
     /// Asks a service for its health, once.
     pub async fn health(&self, service: Service) -> ServiceHealth {
+        self.health_on(self.machine_of(service), service).await
+    }
+
+    /// The same on one machine of several that have the service.
+    pub async fn health_on(&self, machine: &RunningMachine, service: Service) -> ServiceHealth {
         let asked = tokio::time::timeout(ATTEMPT, async {
             match service.health() {
                 Health::Query => self.query().await,
-                Health::Get { port, path, host } => self.get(port, path, host).await,
+                Health::Get { port, path, host } => self.get(machine, port, path, host).await,
             }
         });
         asked
@@ -65,9 +71,15 @@ impl Topology {
         }
     }
 
-    async fn get(&self, port: u16, path: &str, host: Option<&str>) -> ServiceHealth {
+    async fn get(
+        &self,
+        machine: &RunningMachine,
+        port: u16,
+        path: &str,
+        host: Option<&str>,
+    ) -> ServiceHealth {
         // None while its machine is off, or off the network.
-        let Some(published) = self.machines().find_map(|machine| machine.port(port)) else {
+        let Some(published) = machine.port(port) else {
             return ServiceHealth::Down(format!("port {port} of its machine leads nowhere now"));
         };
         let url = format!("http://127.0.0.1:{published}{path}");
@@ -87,44 +99,66 @@ impl Topology {
     /// # Errors
     /// [`TopologyError::Unhealthy`] for the first that does not in [`HEALTH_PATIENCE`].
     pub async fn until_healthy(&self, services: &[Service]) -> Result<(), TopologyError> {
-        let waits = services.iter().map(|service| self.until_one_healthy(*service));
+        let waits = services
+            .iter()
+            .map(|service| self.until_one_healthy(self.machine_of(*service), *service));
         futures_util::future::try_join_all(waits).await.map(drop)
     }
 
-    async fn until_one_healthy(&self, service: Service) -> Result<(), TopologyError> {
+    /// Waits until every service of every machine that runs answers well.
+    pub(super) async fn until_all_healthy(&self) -> Result<(), TopologyError> {
+        let expected = self.expected_services();
+        let waits = self.machines().flat_map(|machine| {
+            let here = expected
+                .iter()
+                .filter(|service| service.role() == machine.name().role());
+            here.map(|service| self.until_one_healthy(machine, *service))
+        });
+        futures_util::future::try_join_all(waits).await.map(drop)
+    }
+
+    async fn until_one_healthy(
+        &self,
+        machine: &RunningMachine,
+        service: Service,
+    ) -> Result<(), TopologyError> {
         let began = Instant::now();
         let mut looked = began;
         loop {
-            match self.health(service).await {
+            match self.health_on(machine, service).await {
                 ServiceHealth::Ok => return Ok(()),
                 ServiceHealth::Down(answer) if began.elapsed() > HEALTH_PATIENCE => {
-                    return Err(self.unhealthy(service, began.elapsed(), answer).await);
+                    return Err(unhealthy(machine, service, began.elapsed(), answer).await);
                 }
                 ServiceHealth::Down(_) if looked.elapsed() > LOOK => {
                     looked = Instant::now();
-                    let state = self.machine_of(service).service(service).await?;
+                    let state = machine.service(service).await?;
                     let restarts = state.map_or(0, |state| state.restarts);
                     if restarts >= RESTARTS {
                         let answer =
                             format!("it has ended {restarts} times, and was started again each time");
-                        return Err(self.unhealthy(service, began.elapsed(), answer).await);
+                        return Err(unhealthy(machine, service, began.elapsed(), answer).await);
                     }
                 }
                 ServiceHealth::Down(_) => tokio::time::sleep(PAUSE).await,
             }
         }
     }
+}
 
-    async fn unhealthy(&self, service: Service, waited: Duration, answer: String) -> TopologyError {
-        let machine = self.machine_of(service);
-        let log = machine.engine().log_tail(&service.container(), SHOWN).await;
-        TopologyError::Unhealthy {
-            service,
-            machine: machine.name().to_string(),
-            waited,
-            answer,
-            log: log.unwrap_or_else(|error| error.to_string()),
-        }
+async fn unhealthy(
+    machine: &RunningMachine,
+    service: Service,
+    waited: Duration,
+    answer: String,
+) -> TopologyError {
+    let log = machine.engine().log_tail(&service.container(), SHOWN).await;
+    TopologyError::Unhealthy {
+        service,
+        machine: machine.name().to_string(),
+        waited,
+        answer,
+        log: log.unwrap_or_else(|error| error.to_string()),
     }
 }
 

@@ -1,0 +1,132 @@
+//! The ways to machines that run already.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::OnceCell;
+
+use super::{Remains, Topology, TopologyError};
+use crate::clock::{Dial, Rate};
+use crate::dirs::Dirs;
+use crate::engine::{Engine, Lan, Privilege};
+use crate::history::Deeds;
+use crate::machine::{BY_HAND, GPU, Role, RunningMachine, Setting, VPS};
+use crate::service::Service;
+use crate::settings::StackSettings;
+
+/// A service is asked before its machine has a port for it; a connection attempt is cheap to repeat.
+const CONNECT: Duration = Duration::from_millis(250);
+
+impl Topology {
+    /// The topology that was started by hand, by `wopr up` or by compose.
+    ///
+    /// # Errors
+    /// [`TopologyError::NotUp`] when its machines do not run.
+    pub async fn by_hand() -> Result<Self, TopologyError> {
+        let dirs = Dirs::find()?;
+        let engine = Engine::connect().await?;
+        let settings = StackSettings::by_hand(&dirs)?;
+        let setting = Setting {
+            topology: BY_HAND.to_owned(),
+            root: dirs.root.clone(),
+            control: dirs.by_hand_control()?,
+            image: String::new(),
+            toxiproxy: String::new(),
+            image_set: String::new(),
+            models: dirs.tiny_models(),
+            addresses: BTreeMap::from([(VPS, Lan::BY_HAND.address(0)), (GPU, Lan::BY_HAND.address(1))]),
+            privilege: Privilege::Nested,
+            gid: rustix::process::getgid().as_raw(),
+            chosen_ports: BTreeMap::new(),
+            owner: dirs.run.clone(),
+            idle: Duration::ZERO,
+        };
+        let remains = Remains::of_another(engine.clone(), BY_HAND, dirs.root.join("local/.run"));
+        let topology = Self::attach(dirs, engine, setting, settings, Rate::TRUE, remains);
+        topology.await
+    }
+
+    /// The ways to machines that run already.
+    pub(super) async fn attach(
+        dirs: Dirs,
+        engine: Engine,
+        setting: Setting,
+        settings: StackSettings,
+        rate: Rate,
+        remains: Remains,
+    ) -> Result<Self, TopologyError> {
+        let mut setting = setting;
+        let mut machines = BTreeMap::new();
+        let mut up = 0;
+        for name in setting.addresses.clone().into_keys() {
+            let container = setting.name(name.as_str());
+            let state = engine.container(&container).await?.ok_or(TopologyError::NotUp)?;
+            up += usize::from(state.running || state.paused);
+            // A fault may have moved it.
+            let address = state.networks.get(&setting.network()).copied().flatten();
+            let address = address.unwrap_or(setting.addresses[&name]);
+            setting.image = state.image;
+            let directory = setting.control_directory(&name);
+            let machine =
+                RunningMachine::connect(name.clone(), engine.clone(), container, directory, address).await?;
+            machines.insert(name, machine);
+        }
+        // By hand, one that a fault put off is there to be healed.
+        let least = if setting.by_hand() { 1 } else { machines.len() };
+        if up < least {
+            return Err(TopologyError::NotUp);
+        }
+        Ok(Self {
+            dirs,
+            engine,
+            setting,
+            settings,
+            machines,
+            rate,
+            deeds: Deeds::default(),
+            sidecar: OnceCell::new(),
+            remains,
+        })
+    }
+
+    /// The same topology for another runtime: its connections end with the runtime that they were made in.
+    pub(crate) async fn anew(self) -> Result<Self, TopologyError> {
+        let engine = Engine::at(self.engine.socket().to_owned()).await?;
+        let remains = self.remains.with_engine(engine.clone());
+        Self::attach(self.dirs, engine, self.setting, self.settings, self.rate, remains).await
+    }
+
+    /// Lets go of it: it stays as it is, for the next to take.
+    pub(crate) fn let_go(self) -> Result<(), TopologyError> {
+        self.remains.let_go()
+    }
+
+    /// Where platform-api's time is told.
+    pub(crate) fn dial(&self) -> Dial {
+        Dial::new(self.http(), self.url(3100, "/health"))
+    }
+
+    /// Services that the settings ask for: the GPU stack's profiles may leave some out.
+    pub fn expected_services(&self) -> Vec<Service> {
+        let gpu = self.settings.of(Role::Gpu);
+        let profiles = gpu
+            .get("COMPOSE_PROFILES")
+            .map_or("llm,voice", String::as_str)
+            .to_owned();
+        let wanted = |service: &Service| match service.profile() {
+            Some(profile) => profiles.split(',').any(|given| given.trim() == profile),
+            None => true,
+        };
+        Service::ALL.into_iter().filter(wanted).collect()
+    }
+
+    /// A client for one request at a time on a new connection each: no connection of before a fault is
+    /// taken for one of after it.
+    pub(crate) fn http(&self) -> reqwest::Client {
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .pool_max_idle_per_host(0)
+            .connect_timeout(CONNECT);
+        client.build().unwrap_or_default()
+    }
+}
