@@ -15,6 +15,7 @@ use pretty_assertions::{assert_eq, assert_ne};
 use rstest::rstest;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use wopr_harness::engine::{Engine, LABEL_TOPOLOGY};
+use wopr_harness::{GPU, Service};
 
 #[tokio::test]
 async fn a_topology_that_was_given_back_is_leased_again_across_processes() -> Result<()> {
@@ -35,6 +36,10 @@ async fn a_topology_that_was_given_back_is_leased_again_across_processes() -> Re
 #[case::a_partition("partition")]
 #[case::a_toxic("toxic")]
 #[case::a_frozen_service("frozen-service")]
+#[case::a_frozen_machine("frozen-machine")]
+#[case::a_clock_that_jumped("clock-jump")]
+#[case::a_wrong_name("wrong-name")]
+#[case::a_cloud_that_somebody_operates("operated-cloud")]
 #[case::a_stopped_database("stopped-database")]
 #[case::a_watched_node("watch")]
 #[tokio::test]
@@ -54,6 +59,8 @@ async fn what_a_reset_undoes_is_gone_for_the_next(#[case] mess: &str) -> Result<
 #[case::a_setting_of_the_database("database-setting", "work_mem = 1024")]
 #[case::no_service("no-service", "lost \"service whisper\"")]
 #[case::no_machine("dead-machine", "lost \"machine gpu\"")]
+#[case::an_absent_machine("absent-machine", "lost \"machine gpu at its address\"")]
+#[case::a_moved_machine("moved-machine", "lost \"machine gpu at its address\"")]
 #[tokio::test]
 async fn what_a_reset_does_not_undo_is_named_and_its_topology_replaced(
     #[case] mess: &str,
@@ -217,5 +224,29 @@ async fn a_full_disk_is_told_of_before_the_boot() -> Result<()> {
     let errors = String::from_utf8_lossy(&played.stderr);
     assert!(errors.contains("MiB are needed for two machines"), "{errors}");
     assert_eq!(std::fs::read_dir(pool.run.path())?.count(), 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_machines_start_from_is_never_written_to() -> Result<()> {
+    let topology = wopr_harness::testing::topology().await;
+    let digest = "cd /golden && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum";
+    let look = async || {
+        let mut control = topology.control(&GPU).await?;
+        let limit = Duration::from_secs(60);
+        anyhow::Ok(control.run(&["sh", "-c", digest], limit).await?)
+    };
+    let before = look().await?;
+    topology.seed_gpu_node().await?;
+    topology.restart(Service::LlamaCpp).await?;
+    topology.power_cut(&GPU).await?;
+    let written = ["sh", "-c", "echo x > /golden/x"];
+    let (code, _) = topology
+        .control(&GPU)
+        .await?
+        .run_any(&written, Duration::from_secs(5))
+        .await?;
+    assert_ne!(code, 0, "the golden volume is to be read-only in a machine");
+    assert_eq!(look().await?, before);
     Ok(())
 }

@@ -9,10 +9,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
-use wopr_harness::clock::Rate;
+use wopr_harness::clock::{Rate, minutes};
+use wopr_harness::cloud::Conduct;
 use wopr_harness::dirs::Dirs;
 use wopr_harness::engine::Engine;
-use wopr_harness::fault::{Stream, Toxic};
+use wopr_harness::fault::{Names, Stream, Toxic};
 use wopr_harness::pool::{self, Lease, PoolError};
 use wopr_harness::topology::{Sweep, sweep};
 use wopr_harness::{GPU, Service, Topology, VPS};
@@ -76,6 +77,16 @@ async fn leave(mess: &str, topology: &Topology) -> Result<()> {
             );
         }
         "frozen-service" => std::mem::forget(topology.pause_service(Service::Whisper).await?),
+        "frozen-machine" => std::mem::forget(topology.pause_machine(&GPU).await?),
+        "clock-jump" => std::mem::forget(topology.clock().jump(minutes(20)).await?),
+        "wrong-name" => std::mem::forget(topology.dns_name("wopr-gpu").unknown().await?),
+        "absent-machine" => std::mem::forget(topology.disconnect_machine(&GPU).await?),
+        "moved-machine" => {
+            topology.reboot_at_new_address(&GPU, Names::Follow).await?;
+        }
+        "operated-cloud" => {
+            std::mem::forget(topology.operate_cloud(Conduct::default()).await?);
+        }
         "stopped-database" => {
             vps()
                 .engine()

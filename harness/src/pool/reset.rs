@@ -50,13 +50,29 @@ pub(crate) async fn reset(topology: &Topology, baseline: &State) -> Result<(), P
     }
 }
 
-/// Machines and services that are gone do not come back: no need to wait for them.
+/// Machines and services that are gone do not come back: no need to wait for them. Frozen machines go on.
 async fn whole(topology: &Topology) -> Result<(), PoolError> {
     let mut lost = Vec::new();
     for machine in topology.machines() {
         let state = machine.state().await.map_err(TopologyError::from)?;
-        if !state.is_some_and(|state| state.running || state.paused) {
-            lost.push(format!("machine {}", machine.name()));
+        let name = machine.name();
+        let Some(state) = state.filter(|state| state.running || state.paused) else {
+            lost.push(format!("machine {name}"));
+            continue;
+        };
+        if state.paused {
+            // Its engine would not answer below.
+            machine.unpause().await.map_err(TopologyError::from)?;
+        }
+        // Off the network no service of it would ever be found well.
+        let at = topology.setting().addresses.get(name).copied();
+        let now = state
+            .networks
+            .get(&topology.setting().network())
+            .copied()
+            .flatten();
+        if now != at {
+            lost.push(format!("machine {name} at its address"));
         }
     }
     if lost.is_empty() {
@@ -79,7 +95,6 @@ async fn whole(topology: &Topology) -> Result<(), PoolError> {
 }
 
 async fn heal(machine: &RunningMachine) -> Result<(), TopologyError> {
-    machine.unpause().await?;
     let mut control = machine.control().await?;
     control.ask(&Request::HealAll).await?;
     control.ask(&Request::Thaw).await?;
