@@ -1,13 +1,16 @@
 //! platform-api's clock that jumps, drifts or runs at another rate, and what the watchdog makes of it.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use pretty_assertions::assert_eq;
 use rstest::rstest;
 use wopr_harness::clock::{PlatformTime, Rate, minutes, polls, seconds};
+use wopr_harness::engine::{BuildContext, Engine};
 use wopr_harness::fault::{Fault, FaultError};
 use wopr_harness::history::Status::{Active, Degraded, Failed};
+use wopr_harness::profile::Profile;
 use wopr_harness::testing::topology;
 use wopr_harness::watch::{all_ok, status};
 use wopr_harness::{GPU, Service, Topology, VPS};
@@ -178,5 +181,54 @@ async fn a_change_of_time_that_cannot_be_seen_or_is_the_second_is_refused() -> R
     let _first = topology.clock().jump(minutes(5)).await?;
     let second = topology.clock().jump(minutes(5)).await.unwrap_err().to_string();
     assert!(second.contains("is changed already; heal that first"), "{second}");
+    Ok(())
+}
+
+/// The beginning of a program that this loader loads, or none: as much of it as is looked at.
+fn program(loader: Option<&str>) -> Result<String> {
+    const HEADER: usize = 64;
+    const SEGMENT: usize = 56;
+    let name = loader.unwrap_or_default().as_bytes();
+    let mut file = vec![0; HEADER + SEGMENT];
+    file[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    (file[32], file[54], file[56]) = (64, 56, u8::from(loader.is_some()));
+    (file[64], file[64 + 8], file[64 + 32]) = (3, 120, u8::try_from(name.len()).unwrap_or(0));
+    file.extend_from_slice(name);
+    Ok(String::from_utf8(file)?)
+}
+
+#[rstest]
+#[case::on_musl(Some("/lib/ld-musl-x86_64.so.1"), "/srv/api is built on musl")]
+#[case::static_binary(None, "/srv/api is a static binary")]
+#[tokio::test]
+async fn an_image_whose_clock_cannot_be_changed_is_refused_before_anything_boots(
+    #[case] loader: Option<&str>,
+    #[case] found: &str,
+) -> Result<()> {
+    let engine = Engine::connect().await?;
+    let image = format!("wopr-test/unclocked:{}", std::process::id());
+    // As images come: a script somewhere in the path, and what runs it.
+    let dockerfile = "FROM scratch\nCOPY api /srv/api\nCOPY start /srv/start\nENV PATH=/none:/srv\nENTRYPOINT [\"start\"]\n";
+    let context = BuildContext::default()
+        .text("Dockerfile", dockerfile)?
+        .text("api", &program(loader)?)?
+        .text("start", "#!/srv/api\n")?;
+    engine
+        .build(&image, context, &[], &HashMap::new(), |_| {})
+        .await?;
+
+    let profile = Profile::local().with_image(Service::PlatformApi, &image);
+    let began = Instant::now();
+    let fast = Topology::builder().profile(profile).rate(Rate::FAST).boot().await;
+    engine.remove_image(&image).await?;
+    let error = fast.err().context("it booted")?.to_string();
+    for part in [image.as_str(), found, "WOPR_CLOCK_RATE=1"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(30),
+        "it looked for {:?}",
+        began.elapsed()
+    );
     Ok(())
 }

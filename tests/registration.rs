@@ -8,6 +8,7 @@ use pretty_assertions::assert_eq;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE};
 use rstest::rstest;
 use serde_json::{Value, json};
+use wopr_harness::fault::{Stream, Toxic};
 use wopr_harness::history::Status;
 use wopr_harness::machine::Role;
 use wopr_harness::seed::{self, NodeSpec};
@@ -323,6 +324,14 @@ async fn many_registrations_at_once_are_all_taken() -> Result<()> {
     Ok(())
 }
 
+/// Exit codes of curl.
+const REFUSED: i32 = 7;
+const TIMED_OUT: i32 = 28;
+
+fn taken() -> (i32, String) {
+    (0, "200".to_owned())
+}
+
 /// Registers from the GPU machine itself, over the link; returns curl's exit code and the status.
 async fn register_over_the_link(topology: &Topology, node: &str) -> Result<(i32, String)> {
     let secret = topology.settings().value(Role::Vps, "GPU_NODE_SECRET")?;
@@ -356,31 +365,99 @@ async fn register_over_the_link(topology: &Topology, node: &str) -> Result<(i32,
         .await?)
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Cut {
+    Drop,
+    Reset,
+    Partition,
+}
+
+#[rstest]
+#[case::dropped(Cut::Drop, TIMED_OUT)]
+#[case::reset(Cut::Reset, REFUSED)]
+#[case::both_ways(Cut::Partition, TIMED_OUT)]
 #[tokio::test]
-async fn a_registration_over_a_cut_link_changes_nothing_and_its_retry_is_taken() -> Result<()> {
+async fn a_registration_over_a_cut_link_changes_nothing_and_its_retry_is_taken(
+    #[case] cut: Cut,
+    #[case] ended: i32,
+) -> Result<()> {
     let topology = topology().await;
     let spec = NodeSpec::at("fresh".parse()?, topology.address(&GPU)).status("provisioning");
     seed::write(&topology, &spec).await?;
     let mut watch = topology.watch(&spec.id).await?;
 
-    let cut = topology.link(GPU, VPS).port(3100).drop_packets().await?;
+    let link = topology.link(GPU, VPS);
+    let cut = match cut {
+        Cut::Drop => link.port(3100).drop_packets().await?,
+        Cut::Reset => link.port(3100).reset().await?,
+        Cut::Partition => link.partition().await?,
+    };
     let (code, _) = register_over_the_link(&topology, "fresh").await?;
-    assert_eq!(code, 28, "curl runs into its time-out");
-    assert_eq!(
-        watch.history().await?.rows("fresh").count(),
-        0,
-        "{}",
-        watch.history().await?
-    );
+    assert_eq!(code, ended, "curl's exit code");
+    let history = watch.history().await?;
+    assert_eq!(history.rows("fresh").count(), 0, "{history}");
     cut.heal().await?;
-    assert_eq!(
-        register_over_the_link(&topology, "fresh").await?,
-        (0, "200".to_owned())
-    );
+    assert_eq!(register_over_the_link(&topology, "fresh").await?, taken());
     watch
         .until(watch::status(Status::Active))
         .within(polls(1))
         .await?;
+    Ok(())
+}
+
+#[rstest]
+#[case::whose_answer_is_lost(Toxic::Timeout { timeout: Duration::ZERO }, Stream::Downstream, true)]
+#[case::that_is_swallowed(Toxic::Timeout { timeout: Duration::ZERO }, Stream::Upstream, false)]
+#[case::that_is_cut_short(Toxic::LimitData { bytes: 100 }, Stream::Upstream, false)]
+#[tokio::test]
+async fn a_registration_without_an_answer_is_taken_again(
+    #[case] toxic: Toxic,
+    #[case] stream: Stream,
+    #[case] written: bool,
+) -> Result<()> {
+    let topology = topology().await;
+    let spec = NodeSpec::at("fresh".parse()?, topology.address(&GPU)).status("provisioning");
+    seed::write(&topology, &spec).await?;
+    let mut watch = topology.watch(&spec.id).await?;
+
+    let fault = topology.link(GPU, VPS).port(3100).toxic(toxic, stream).await?;
+    let (code, _) = register_over_the_link(&topology, "fresh").await?;
+    assert_ne!(code, 0, "no answer came\n{}", fault.receipt());
+    let history = watch.history().await?;
+    let done = history
+        .rows("fresh")
+        .any(|(_, row)| row.provision_stage == "done");
+    assert_eq!(done, written, "\n{history}");
+    fault.heal().await?;
+    assert_eq!(register_over_the_link(&topology, "fresh").await?, taken());
+    let done = Condition::new("stage done", |row| row.provision_stage == "done");
+    watch.until(done).within(polls(1)).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stage_never_clears_the_last_error() -> Result<()> {
+    let topology = topology().await;
+    let spec = NodeSpec::at("fresh".parse()?, topology.address(&GPU)).status("failed");
+    seed::write(&topology, &spec).await?;
+    let mut database = topology.database().await?;
+    sqlx::raw_sql("UPDATE gpu_nodes SET last_error = 'no room'")
+        .execute(&mut database)
+        .await?;
+    for stage in STAGES {
+        let path = format!("/internal/gpu/register?stage={stage}");
+        let registration = Registration::of(&topology, "fresh")?;
+        let sent = Registration {
+            path: &path,
+            ..registration
+        }
+        .send()
+        .await?;
+        assert_eq!(sent.0, 200, "{stage}");
+        let query = "SELECT last_error FROM gpu_nodes WHERE id = 'fresh'";
+        let (error,): (Option<String>,) = sqlx::query_as(query).fetch_one(&mut database).await?;
+        assert_eq!(error.as_deref(), Some("no room"), "{stage}");
+    }
     Ok(())
 }
 
@@ -397,24 +474,5 @@ async fn a_registration_while_the_database_is_stopped_fails_and_its_retry_is_tak
         register_over_the_link(&topology, node.as_str()).await?,
         (0, "200".to_owned())
     );
-    Ok(())
-}
-
-#[rstest]
-#[case::none(None, "Authentication required")]
-#[case::wrong(Some("Bearer wrong"), "Invalid or expired token")]
-#[tokio::test]
-async fn the_admin_routes_want_the_admins_bearer(
-    #[case] bearer: Option<&str>,
-    #[case] error: &str,
-) -> Result<()> {
-    let topology = topology().await;
-    let mut request = reqwest::Client::new().get(topology.url(3100, "/api/admin/gpu"));
-    if let Some(bearer) = bearer {
-        request = request.header(AUTHORIZATION, bearer);
-    }
-    let answer = request.send().await?;
-    assert_eq!(answer.status().as_u16(), 401);
-    assert!(answer.text().await?.contains(error));
     Ok(())
 }

@@ -260,6 +260,31 @@ async fn one_good_poll_between_two_silent_ones_breaks_the_count() -> Result<()> 
     Ok(())
 }
 
+#[tokio::test]
+async fn one_service_of_four_keeps_a_node_active_and_brings_it_back() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+    let port = |port| topology.link(VPS, GPU).port(port);
+
+    let _three = [
+        port(8081).reset().await?,
+        port(8082).reset().await?,
+        port(8083).reset().await?,
+    ];
+    watch.polls(4).await?;
+    assert_eq!(watch.next_poll().await?.status, Active);
+    let last = port(8080).reset().await?;
+    watch.until(status(Degraded)).within(polls(3)).await?;
+    last.heal().await?;
+    let row = watch.until(status(Active)).within(polls(2)).await?;
+
+    let verdicts = ["llama", "chatterbox", "whisper", "qwen"].map(|key| row.health()[key]);
+    assert_eq!(verdicts, [Well, Down, Down, Down], "{row:?}");
+    watch.conclude().await?;
+    Ok(())
+}
+
 /// From the poll that degraded a node to its failure, in platform-api's time.
 fn time_to_failure(history: &History, node: &str, rate: wopr_harness::clock::Rate) -> Option<Duration> {
     let first = |wanted| {

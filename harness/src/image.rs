@@ -7,6 +7,7 @@ mod error;
 mod fixtures;
 mod golden;
 mod inputs;
+mod loader;
 mod parcel;
 mod stock;
 
@@ -24,6 +25,7 @@ use crate::service::Service;
 use crate::settings::StackSettings;
 
 pub use error::ImageError;
+pub use loader::Loader;
 pub use parcel::{load, save};
 pub use stock::{Policy, Stocked, list};
 
@@ -107,6 +109,25 @@ pub async fn ensure(
         }
     }
     Ok(set)
+}
+
+/// Refuses a profile whose platform-api cannot be told the time: one that somebody chose and that is built on musl
+/// or statically. By looking into the image, before anything is booted from it.
+///
+/// # Errors
+/// [`ImageError::NotPreloadable`], [`ImageError::Engine`].
+pub async fn check_clock(
+    engine: &Engine,
+    dirs: &Dirs,
+    profile: &Profile,
+    progress: &Progress,
+) -> Result<(), ImageError> {
+    let Some(image) = profile.chosen(Service::PlatformApi) else {
+        return Ok(());
+    };
+    let _held = crate::engine::lock_file(&lock(dirs)).await?;
+    chosen_id(engine, profile, Service::PlatformApi, image, progress).await?;
+    loader::check(engine, image).await
 }
 
 fn all_images(built: &built::Built, services: &BTreeMap<Service, String>) -> Vec<String> {

@@ -53,6 +53,18 @@ pub enum ImageError {
         /// How mmdebstrap ended.
         mmdebstrap: String,
     },
+    /// platform-api's clock cannot be run fast in this image.
+    #[error(
+        "platform-api's clock cannot run at another rate in image {image}: its program {program} is {loader}, and what is preloaded for that needs glibc; run it at WOPR_CLOCK_RATE=1, or choose an image that is built on glibc 2.34 or later"
+    )]
+    NotPreloadable {
+        /// The image.
+        image: String,
+        /// The program that it runs.
+        program: String,
+        /// What it is.
+        loader: super::Loader,
+    },
     /// The tiny models could not be made.
     #[error(transparent)]
     Models(#[from] wopr_models::tiny::TinyError),

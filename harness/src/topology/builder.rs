@@ -175,6 +175,9 @@ impl Builder {
             (None, true) => StackSettings::by_hand(&dirs)?,
             (None, false) => for_tests.clone(),
         };
+        if self.rate != Rate::TRUE {
+            image::check_clock(&engine, &dirs, &self.profile, &self.progress).await?;
+        }
         let set = image::ensure(&engine, &dirs, &self.profile, &for_tests, &self.progress).await?;
         let settings = self
             .changes
