@@ -2,6 +2,7 @@
 //! through the sidecar, and what the services wrote.
 
 mod connections;
+mod deed;
 mod deeds;
 mod event;
 mod excerpt;
@@ -11,6 +12,7 @@ mod row;
 
 use crate::clock::Rate;
 
+pub use deed::{Bearing, Deed, Heal, Impact, Meaning, Part, Upset};
 pub(crate) use deeds::{Deeds, now_us};
 pub use event::{Connection, Event, Kind, What};
 pub use excerpt::{Excerpt, Whole, Window};

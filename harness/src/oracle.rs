@@ -8,7 +8,7 @@
 use std::fmt;
 
 use crate::clock::{PlatformTime, Rate, minutes, polls, seconds};
-use crate::history::{History, NodeRow, Status, What, Window};
+use crate::history::{History, NodeRow, Status, Upset, What, Window};
 
 /// Silent polls in a row that degrade a node.
 const SILENT_POLLS: u32 = 2;
@@ -183,7 +183,7 @@ pub fn judge(rate: Rate, history: &History, node: &str) -> Result<(), Judgement>
     let mut last: Option<&NodeRow> = None;
     for event in &history.events {
         match &event.what {
-            What::Deed(what) if loses_memory(what) => model.forget(),
+            What::Deed(deed) if deed.meaning.has(&[Upset::Memory]) => model.forget(),
             What::Row(row) if row.id == node => {
                 replay(&mut model, event.at_us, last, row);
                 last = Some(row);
@@ -210,20 +210,6 @@ pub fn judge(rate: Rate, history: &History, node: &str) -> Result<(), Judgement>
         breaches: model.breaches,
         history: Box::new(history.clone()),
     })
-}
-
-/// The harness's own words for what ends platform-api's process.
-fn loses_memory(deed: &str) -> bool {
-    let ends = [
-        "restarted platform-api",
-        "stop of platform-api",
-        "kill of platform-api",
-        "crash of platform-api",
-        "shutdown of vps",
-        "power cut of vps",
-        "engine of vps is back",
-    ];
-    ends.iter().any(|end| deed.ends_with(end))
 }
 
 fn replay(model: &mut Model, at: i64, last: Option<&NodeRow>, row: &NodeRow) {

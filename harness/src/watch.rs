@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::clock::{PlatformTime, polls};
 use crate::fault::{Answer, Caller};
-use crate::history::{CHANNEL, Event, Health, History, NodeRow, Status, What, Window, now_us};
+use crate::history::{CHANNEL, Deed, Event, Heal, Health, History, NodeRow, Status, What, Window, now_us};
 use crate::oracle::{self, Breach, Judgement};
 use crate::report::{self, Failing, Meta, Timeline};
 use crate::seed::NodeId;
@@ -262,10 +262,12 @@ impl<'a> Watch<'a> {
         for caller in [Caller::Webhook, Caller::Cloud] {
             self.topology.answer(caller, Answer::Well).await?;
         }
+        let from_us = now_us();
         let healed = self.topology.heal_all().await.map_err(Box::new)?;
         let names: BTreeSet<_> = healed.into_iter().map(|(_, name)| name).collect();
         for name in names {
-            self.topology.deeds().note(format!("healed: {name}"));
+            let healed = Deed::healed(name, Heal::Unseen).since(from_us);
+            self.topology.deeds().note(healed);
         }
         let failed = |history: &History, node: &NodeId| {
             history.statuses(node.as_str()).last() == Some(&Status::Failed)

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use super::{Event, What};
+use super::{Deed, Event, What};
 
 /// What the harness did, as it notes it down. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -16,11 +16,11 @@ struct Notes {
 }
 
 impl Deeds {
-    /// Notes a deed, done now.
-    pub(crate) fn note(&self, what: impl Into<String>) {
+    /// Notes a deed, done now. Words alone are one that the oracle knows nothing of.
+    pub(crate) fn note(&self, deed: impl Into<Deed>) {
         let event = Event {
             at_us: now_us(),
-            what: What::Deed(what.into()),
+            what: What::Deed(deed.into()),
         };
         self.notes().events.push(event);
     }

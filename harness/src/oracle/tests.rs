@@ -5,7 +5,7 @@ use serde_json::json;
 use wopr_machine::protocol::{Caller, Record};
 
 use super::*;
-use crate::history::Event;
+use crate::history::{Deed, Event, Meaning};
 use crate::service::Service;
 
 const POLL_US: i64 = 1_000_000;
@@ -29,7 +29,10 @@ fn simulate(steps: &[Step]) -> Vec<Event> {
             (down, rebooted) = (0, None);
             events.push(Event {
                 at_us: at,
-                what: What::Deed("restarted platform-api".into()),
+                what: What::Deed(Deed::over(
+                    "restarted platform-api",
+                    Meaning::upsets([Upset::Memory]),
+                )),
             });
             continue;
         }
