@@ -12,6 +12,7 @@ pub(crate) struct Deeds(Arc<Mutex<Notes>>);
 #[derive(Debug, Default)]
 struct Notes {
     since: Option<SystemTime>,
+    watched_us: Option<i64>,
     events: Vec<Event>,
 }
 
@@ -43,6 +44,16 @@ impl Deeds {
     /// Where the history begins; none where that is the boot.
     pub(super) fn since(&self) -> Option<SystemTime> {
         self.notes().since
+    }
+
+    /// A watch begins now.
+    pub(crate) fn watch(&self) {
+        self.notes().watched_us.get_or_insert_with(now_us);
+    }
+
+    /// When the first watch began, in microseconds since 1970.
+    pub(crate) fn watched_us(&self) -> Option<i64> {
+        self.notes().watched_us
     }
 
     pub(super) fn all(&self) -> Vec<Event> {
