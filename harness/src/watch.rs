@@ -237,13 +237,17 @@ impl<'a> Watch<'a> {
     /// # Errors
     /// [`WatchError::TimedOut`] when none comes in two intervals.
     pub async fn next_poll(&mut self) -> Result<NodeRow, WatchError> {
+        self.poll_written_after(0).await
+    }
+
+    async fn poll_written_after(&mut self, from_us: i64) -> Result<NodeRow, WatchError> {
         let wait = self.wait(polls(2));
         loop {
             let before = self.last.clone();
-            let Some(row) = self.next_row(&wait).await? else {
+            let Some((at_us, row)) = self.next_version(&wait).await? else {
                 return Err(self.timed_out("a poll".to_owned(), wait).await);
             };
-            if row.is_poll_after(before.as_ref()) {
+            if at_us >= from_us && row.is_poll_after(before.as_ref()) {
                 return Ok(row);
             }
         }
@@ -267,7 +271,8 @@ impl<'a> Watch<'a> {
     /// # Errors
     /// [`WatchError::TimedOut`].
     pub async fn next_whole_poll(&mut self) -> Result<NodeRow, WatchError> {
-        self.next_poll().await?;
+        // One that was under way, and versions that were written while nobody looked.
+        self.poll_written_after(now_us()).await?;
         self.next_poll().await
     }
 
@@ -309,13 +314,13 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// The next version of the node's row; `None` at the deadline.
-    async fn next_row(&mut self, wait: &Wait) -> Result<Option<NodeRow>, WatchError> {
+    /// The next version of the node's row, and when it was written; `None` at the deadline.
+    async fn next_version(&mut self, wait: &Wait) -> Result<Option<(i64, NodeRow)>, WatchError> {
         loop {
-            while let Some(Event { what, .. }) = self.events.written().await? {
+            while let Some(Event { what, at_us }) = self.events.written().await? {
                 if let What::Row(row) = what {
                     self.last = Some(*row.clone());
-                    return Ok(Some(*row));
+                    return Ok(Some((at_us, *row)));
                 }
             }
             match timeout_at(wait.deadline, self.events.until_told()).await {
@@ -368,7 +373,7 @@ impl Until<'_, '_> {
     /// [`WatchError::TimedOut`] with what happened instead.
     pub async fn within(self, limit: PlatformTime) -> Result<NodeRow, WatchError> {
         let wait = self.watch.wait(limit);
-        while let Some(row) = self.watch.next_row(&wait).await? {
+        while let Some((_, row)) = self.watch.next_version(&wait).await? {
             if (self.condition.holds)(&row) {
                 return Ok(row);
             }
