@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use pretty_assertions::assert_eq;
 use wopr_harness::clock::{polls, seconds};
 use wopr_harness::fault::{Stream, Toxic};
-use wopr_harness::history::Status::Failed;
+use wopr_harness::history::Status::{Degraded, Failed};
 use wopr_harness::history::{History, NodeRow, Scope, What};
 use wopr_harness::machine::Role;
 use wopr_harness::report::Timeline;
@@ -104,6 +104,49 @@ async fn a_breach_of_the_contract_leaves_a_page_as_well() -> Result<()> {
     let breach = "nothing led from Active to Failed";
     assert!(text.contains(breach) && page.contains(breach), "{text}");
     assert!(text.ends_with(&format!("timeline: {}", path.display())), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_service_that_is_said_to_answer_through_a_partition_is_a_breach() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+    let cut = topology.link(VPS, GPU).partition().await?;
+    watch.until(status(Degraded)).within(polls(4)).await?;
+    watch.polls(2).await?;
+    let forged = "UPDATE gpu_nodes SET service_health = replace(service_health, '\"llama\":\"down\"', '\"llama\":\"ok\"')";
+    let mut database = topology.database().await?;
+    sqlx::raw_sql(forged).execute(&mut database).await?;
+    cut.heal().await?;
+
+    let error = watch.conclude().await.err().context("the oracle believed it")?;
+    let (_, page) = page(&error)?;
+    let (text, breach) = (
+        error.to_string(),
+        "llama was found ok during the partition on vps → gpu",
+    );
+    assert!(text.contains(breach) && page.contains(breach), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_happens_to_a_node_before_anybody_watches_is_recorded_and_judged() -> Result<()> {
+    let topology = topology().await;
+    let node = topology.seed_gpu_node().await?;
+    let cut = topology.link(VPS, GPU).reset().await?;
+    let history = topology.history().await?;
+    let (_, seeded) = history.rows(node.as_str()).next().context("no row")?;
+    assert_eq!(seeded.service_health, None, "\n{history}");
+
+    let mut watch = topology.watch(&node).await?;
+    watch.until_notified("gpu_node_degraded").await?;
+    cut.heal().await?;
+    let row = watch.next_whole_poll().await?;
+    assert!(!row.is_silent(), "{row:?}\n{}", watch.history().await?);
+    let history = topology.conclude().await?;
+    let (_, first) = history.rows(node.as_str()).next().context("no row")?;
+    assert_eq!(first, seeded, "\n{history}");
     Ok(())
 }
 

@@ -92,6 +92,7 @@ async fn every_stage_is_taken_and_done_activates() -> Result<()> {
         };
         assert_eq!(row.status, expected, "{stage}");
     }
+    watch.conclude().await?;
     Ok(())
 }
 

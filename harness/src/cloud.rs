@@ -11,6 +11,7 @@ use wopr_cloud::{Droplet, Fault};
 use wopr_machine::protocol::{CloudRequest, Reply, Request};
 
 use crate::control::ControlError;
+use crate::history::{Deed, Meaning};
 use crate::machine::VPS;
 use crate::topology::Topology;
 
@@ -42,7 +43,7 @@ impl Topology {
             fault.answer
         );
         self.ask_cloud(CloudRequest::Fault(fault)).await?;
-        self.deeds().note(shown);
+        self.deeds().note(Deed::over(shown, Meaning::nothing()));
         Ok(())
     }
 

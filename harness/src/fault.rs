@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use wopr_machine::protocol::{Reply, Request, Step};
 
 use crate::control::{Control, ControlError};
-use crate::history::Deeds;
+use crate::history::{Deed, Deeds, Heal, Meaning, now_us};
 use crate::machine::{MachineName, RunningMachine};
 use crate::topology::Topology;
 
@@ -93,6 +93,19 @@ pub struct Fault {
     /// For a toxic, how it is changed.
     bent: Option<bend::Bent>,
     deeds: Deeds,
+    /// Tells it from others of its name.
+    id: u64,
+    ending: Ending,
+}
+
+/// How far the heal of a fault is.
+#[derive(Debug, Clone, Copy)]
+enum Ending {
+    NotAsked,
+    /// Asked for at this time, in microseconds since 1970.
+    Asked(i64),
+    /// And seen to be over.
+    Seen(i64),
 }
 
 impl fmt::Debug for Fault {
@@ -120,6 +133,14 @@ impl Fault {
     /// # Errors
     /// [`FaultError::Refused`], [`FaultError::StillInEffect`].
     pub async fn heal(mut self) -> Result<(), FaultError> {
+        let asked_us = now_us();
+        self.ending = Ending::Asked(asked_us);
+        self.undo().await?;
+        self.ending = Ending::Seen(asked_us);
+        Ok(())
+    }
+
+    async fn undo(&mut self) -> Result<(), FaultError> {
         for (machine, control) in &mut self.held {
             match control.ask(&Request::Release).await {
                 // A machine that has ended since has taken along what it held.
@@ -154,8 +175,14 @@ impl Fault {
 
 impl Drop for Fault {
     fn drop(&mut self) {
-        // The conversations end here, and each machine undoes what this one held.
-        self.deeds.note(format!("healed: {}", self.name));
+        // Those conversations that are left end here, and each machine undoes what this one held.
+        let (from_us, heal) = match self.ending {
+            Ending::NotAsked => (now_us(), Heal::Unseen),
+            Ending::Asked(at) => (at, Heal::Unseen),
+            Ending::Seen(at) => (at, Heal::Seen),
+        };
+        self.deeds
+            .note(Deed::healed(&self.name, heal).since(from_us).of(self.id));
     }
 }
 
@@ -210,14 +237,21 @@ struct Applying {
     name: String,
     held: Vec<(MachineName, Control)>,
     mechanism: Vec<String>,
+    /// What it does to polls.
+    meaning: Meaning,
     began: Instant,
+    /// The same, in microseconds since 1970.
+    began_us: i64,
     applied_after: Duration,
 }
 
 impl Applying {
-    fn new(name: String) -> Self {
+    /// A fault about to be applied; from here on it may show.
+    fn new(name: String, meaning: Meaning) -> Self {
         Self {
             name,
+            meaning,
+            began_us: now_us(),
             held: Vec::new(),
             mechanism: Vec::new(),
             began: Instant::now(),
@@ -295,7 +329,8 @@ impl Applying {
             Ok(seen) => seen,
             Err(error) => return Err(self.give_up(error).await),
         };
-        deeds.note(format!("begun:  {}", self.name));
+        let id = rand::random();
+        deeds.note(Deed::begun(&self.name, self.meaning).since(self.began_us).of(id));
         let receipt = Receipt {
             mechanism: self.mechanism,
             probes,
@@ -314,6 +349,8 @@ impl Applying {
             clock_before: None,
             bent: None,
             deeds,
+            id,
+            ending: Ending::NotAsked,
         })
     }
 }

@@ -2,6 +2,7 @@
 //! through the sidecar, and what the services wrote.
 
 mod connections;
+mod deed;
 mod deeds;
 mod event;
 mod excerpt;
@@ -9,8 +10,12 @@ mod logs;
 mod read;
 mod row;
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
 use crate::clock::Rate;
 
+pub use deed::{Bearing, Deed, Heal, Impact, Meaning, Part, Upset};
 pub(crate) use deeds::{Deeds, now_us};
 pub use event::{Connection, Event, Kind, What};
 pub use excerpt::{Excerpt, Whole, Window};
@@ -22,6 +27,8 @@ pub use row::{Health, NodeRow, Status};
 #[derive(Debug, Clone, PartialEq)]
 pub struct History {
     rate: Rate,
+    /// Where services answer polls unless something was done to them, and at which ports.
+    served: BTreeMap<Ipv4Addr, Vec<u16>>,
     /// The events, oldest first.
     pub events: Vec<Event>,
     /// What it lacks, and why: each fit to follow "missing: ".
@@ -43,6 +50,7 @@ impl History {
         events.sort_by_key(|event| event.at_us);
         Self {
             rate,
+            served: BTreeMap::new(),
             events,
             gaps: Vec::new(),
         }
@@ -52,6 +60,31 @@ impl History {
     #[must_use]
     pub fn lacking(mut self, gaps: impl IntoIterator<Item = String>) -> Self {
         self.gaps.extend(gaps);
+        self
+    }
+
+    /// The same of a topology that serves these ports at these addresses.
+    #[must_use]
+    pub fn serving(mut self, served: BTreeMap<Ipv4Addr, Vec<u16>>) -> Self {
+        self.served = served;
+        self
+    }
+
+    /// Whether a service is to answer there.
+    pub fn serves(&self, host: Ipv4Addr, port: u16) -> bool {
+        self.served.get(&host).is_some_and(|ports| ports.contains(&port))
+    }
+
+    /// Whether any service is to answer there.
+    pub(crate) fn serves_at(&self, host: Ipv4Addr) -> bool {
+        self.served.contains_key(&host)
+    }
+
+    /// The same without the versions of rows from before a time.
+    #[must_use]
+    pub(crate) fn with_rows_since(mut self, from_us: i64) -> Self {
+        self.events
+            .retain(|event| event.what.kind() != Kind::Row || event.at_us >= from_us);
         self
     }
 

@@ -29,7 +29,7 @@ use crate::control::Control;
 use crate::dirs::Dirs;
 use crate::engine::Engine;
 use crate::fault::{FaultError, Sidecar};
-use crate::history::Deeds;
+use crate::history::{Deed, Deeds, now_us};
 use crate::machine::{GPU, MachineName, RunningMachine, Setting, VPS};
 use crate::seed::{NodeId, NodeSpec, SeedError};
 use crate::service::Service;
@@ -223,12 +223,14 @@ impl Topology {
     /// # Errors
     /// [`TopologyError::Engine`], [`TopologyError::Unhealthy`].
     pub async fn restart(&self, service: Service) -> Result<(), TopologyError> {
+        let from_us = now_us();
         self.machine_of(service)
             .engine()
             .restart(&service.container())
             .await?;
         self.until_healthy(&[service]).await?;
-        self.deeds.note(format!("restarted {service}"));
+        let restarted = Deed::over(format!("restarted {service}"), self.end_of(service));
+        self.deeds.note(restarted.since(from_us));
         Ok(())
     }
 

@@ -1,15 +1,16 @@
 //! Waiting for what platform-api does about a node: by listening to the database, in platform-api's time.
 
-use std::collections::{BTreeSet, VecDeque};
+mod conclude;
+
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::time::{Instant, timeout_at};
 
 use crate::clock::{PlatformTime, polls};
-use crate::fault::{Answer, Caller};
 use crate::history::{CHANNEL, Event, Health, History, NodeRow, Status, What, Window, now_us};
-use crate::oracle::{self, Breach, Judgement};
+use crate::oracle::Judgement;
 use crate::report::{self, Failing, Meta, Timeline};
 use crate::seed::NodeId;
 use crate::topology::{Topology, TopologyError};
@@ -18,11 +19,11 @@ use crate::topology::{Topology, TopologyError};
 /// database, a busy processor. Real time, since none of it runs faster on a fast clock.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// A service that was stopped starts in under a second, and the next poll finds it.
-const CONVERGENCE: PlatformTime = PlatformTime(Duration::from_secs(30 * 6));
-
 /// What came before a wait that ends in vain, and may be why: two polls.
 const BEFORE: PlatformTime = PlatformTime(Duration::from_secs(30 * 2));
+
+/// How long what the recorder got is apart from the next look at it: it keeps it in memory, and answers at once.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Why waiting ended without what was waited for.
 #[derive(Debug, thiserror::Error)]
@@ -136,6 +137,21 @@ impl Topology {
         })
     }
 
+    async fn history_since_watch(&self) -> Result<History, TopologyError> {
+        let since = self.deeds().watched_us().unwrap_or_default();
+        Ok(self.history().await?.with_rows_since(since))
+    }
+
+    async fn page(&self, history: &History, failings: Vec<Failing>) -> Timeline {
+        let meta = Meta {
+            title: report::test_name(),
+            topology: self.id().to_owned(),
+            failings,
+            notes: Vec::new(),
+        };
+        report::write(self.dirs(), history.clone(), meta).await
+    }
+
     async fn listen(&self) -> Result<PgListener, TopologyError> {
         let pool = PgPoolOptions::new()
             .max_connections(1)
@@ -197,6 +213,7 @@ impl Topology {
     /// # Errors
     /// [`WatchError::Topology`].
     pub async fn watch(&self, node: &NodeId) -> Result<Watch<'_>, WatchError> {
+        self.deeds().watch();
         Ok(Watch {
             topology: self,
             node: node.clone(),
@@ -220,13 +237,17 @@ impl<'a> Watch<'a> {
     /// # Errors
     /// [`WatchError::TimedOut`] when none comes in two intervals.
     pub async fn next_poll(&mut self) -> Result<NodeRow, WatchError> {
+        self.poll_written_after(0).await
+    }
+
+    async fn poll_written_after(&mut self, from_us: i64) -> Result<NodeRow, WatchError> {
         let wait = self.wait(polls(2));
         loop {
             let before = self.last.clone();
-            let Some(row) = self.next_row(&wait).await? else {
+            let Some((at_us, row)) = self.next_version(&wait).await? else {
                 return Err(self.timed_out("a poll".to_owned(), wait).await);
             };
-            if row.is_poll_after(before.as_ref()) {
+            if at_us >= from_us && row.is_poll_after(before.as_ref()) {
                 return Ok(row);
             }
         }
@@ -244,42 +265,45 @@ impl<'a> Watch<'a> {
         Ok(rows)
     }
 
-    /// Everything that has happened.
+    /// Waits for a poll that asked the services after this call: what was done before it shows in its row, whatever
+    /// the poll says that was under way.
+    ///
+    /// # Errors
+    /// [`WatchError::TimedOut`].
+    pub async fn next_whole_poll(&mut self) -> Result<NodeRow, WatchError> {
+        // One that was under way, and versions that were written while nobody looked.
+        self.poll_written_after(now_us()).await?;
+        self.next_poll().await
+    }
+
+    /// Waits until platform-api has sent a webhook of this type about the node, as `gpu_node_degraded`; one that it
+    /// has sent already counts.
+    ///
+    /// # Errors
+    /// [`WatchError::TimedOut`] when none comes in three intervals.
+    pub async fn until_notified(&mut self, what: &str) -> Result<(), WatchError> {
+        let wait = self.wait(polls(3));
+        loop {
+            let recorded = self.topology.recorded().await?;
+            let history = History::new(self.topology.rate(), recorded);
+            let told = history.notifications(self.node.as_str());
+            if told.iter().any(|told| told == what) {
+                return Ok(());
+            }
+            if Instant::now() > wait.deadline {
+                return Err(self.timed_out(format!("the notification {what}"), wait).await);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// What has happened, with versions of rows since the first watch of the topology;
+    /// [`Topology::history`] has those from before as well.
     ///
     /// # Errors
     /// [`WatchError::Topology`].
     pub async fn history(&self) -> Result<History, WatchError> {
-        Ok(self.topology.history().await?)
-    }
-
-    /// Ends a scenario as each should end: every fault healed, the node well again within six polls
-    /// unless it has failed for good, and the oracle's judgement of all that happened.
-    ///
-    /// # Errors
-    /// [`WatchError::TimedOut`] when the node does not recover, [`WatchError::Breach`] when the contract does
-    /// not allow its history.
-    pub async fn conclude(mut self) -> Result<History, WatchError> {
-        for caller in [Caller::Webhook, Caller::Cloud] {
-            self.topology.answer(caller, Answer::Well).await?;
-        }
-        let healed = self.topology.heal_all().await.map_err(Box::new)?;
-        let names: BTreeSet<_> = healed.into_iter().map(|(_, name)| name).collect();
-        for name in names {
-            self.topology.deeds().note(format!("healed: {name}"));
-        }
-        let failed = |history: &History, node: &NodeId| {
-            history.statuses(node.as_str()).last() == Some(&Status::Failed)
-        };
-        if !failed(&self.history().await?, &self.node) {
-            self.until(all_ok()).within(CONVERGENCE).await?;
-            // What follows from that poll is written after it.
-            self.next_poll().await?;
-        }
-        let history = self.history().await?;
-        match oracle::judge(self.topology.rate(), &history, self.node.as_str()) {
-            Ok(()) => Ok(history),
-            Err(judgement) => Err(self.breach(judgement).await),
-        }
+        Ok(self.topology.history_since_watch().await?)
     }
 
     fn wait(&self, within: PlatformTime) -> Wait {
@@ -290,13 +314,13 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// The next version of the node's row; `None` at the deadline.
-    async fn next_row(&mut self, wait: &Wait) -> Result<Option<NodeRow>, WatchError> {
+    /// The next version of the node's row, and when it was written; `None` at the deadline.
+    async fn next_version(&mut self, wait: &Wait) -> Result<Option<(i64, NodeRow)>, WatchError> {
         loop {
-            while let Some(Event { what, .. }) = self.events.written().await? {
+            while let Some(Event { what, at_us }) = self.events.written().await? {
                 if let What::Row(row) = what {
                     self.last = Some(*row.clone());
-                    return Ok(Some(*row));
+                    return Ok(Some((at_us, *row)));
                 }
             }
             match timeout_at(wait.deadline, self.events.until_told()).await {
@@ -315,7 +339,7 @@ impl<'a> Watch<'a> {
             from_us: wait.began_us,
             at_us: ended_us,
         };
-        let timeline = self.page(&history, vec![failing]).await;
+        let timeline = self.topology.page(&history, vec![failing]).await;
         WatchError::TimedOut {
             what,
             node: self.node.clone(),
@@ -324,28 +348,6 @@ impl<'a> Watch<'a> {
             window,
             timeline,
         }
-    }
-
-    async fn page(&self, history: &History, failings: Vec<Failing>) -> Timeline {
-        let meta = Meta {
-            title: report::test_name(),
-            topology: self.topology.id().to_owned(),
-            failings,
-            notes: Vec::new(),
-        };
-        report::write(self.topology.dirs(), history.clone(), meta).await
-    }
-
-    /// A history that was judged, with every service's log for the reader.
-    async fn breach(&self, judgement: Judgement) -> WatchError {
-        let failing = |breach: &Breach| Failing {
-            what: breach.what.clone(),
-            from_us: breach.at_us,
-            at_us: breach.at_us,
-        };
-        let failings = judgement.breaches.iter().map(failing).collect();
-        let timeline = self.page(&self.topology.evidence().await, failings).await;
-        WatchError::Breach { judgement, timeline }
     }
 }
 
@@ -371,7 +373,7 @@ impl Until<'_, '_> {
     /// [`WatchError::TimedOut`] with what happened instead.
     pub async fn within(self, limit: PlatformTime) -> Result<NodeRow, WatchError> {
         let wait = self.watch.wait(limit);
-        while let Some(row) = self.watch.next_row(&wait).await? {
+        while let Some((_, row)) = self.watch.next_version(&wait).await? {
             if (self.condition.holds)(&row) {
                 return Ok(row);
             }

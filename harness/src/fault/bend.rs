@@ -13,6 +13,7 @@ use super::sidecar::Proxy;
 use super::sight::{After, Sight};
 use super::toxic::{Stream, Toxic};
 use super::{Applying, Fault, FaultError};
+use crate::history::{Bearing, Deed, Meaning, now_us};
 
 /// How slow a link may be already, by other toxics, for one more to be seen on it.
 const SLOW_ALREADY: Duration = Duration::from_secs(3);
@@ -36,8 +37,13 @@ impl Link<'_> {
     /// [`FaultError::Refused`] for a toxic that the sidecar refuses, [`FaultError::NoSuchLink`] unless the link is
     /// that of one port of the other machine, [`FaultError::NotInEffect`].
     pub async fn toxic(&self, toxic: Toxic, stream: Stream) -> Result<Fault, FaultError> {
-        let mut applying = Applying::new(format!("{toxic:?} {stream:?} on {}", self.name()));
         let (question, port, upstream) = self.bendable().await?;
+        let bearing = Bearing::at(*upstream.ip(), Some(port));
+        let meaning = match toxic.swallows_all() && self.is_of_polls() {
+            true => Meaning::cuts(bearing),
+            false => Meaning::may_harm(bearing),
+        };
+        let mut applying = Applying::new(format!("{toxic:?} {stream:?} on {}", self.name()), meaning);
         let before = question.clone().slower_by(SLOW_ALREADY).ask().await?;
         let sidecar = self.topology.sidecar().await?;
         let of = format!("{}-to-{}-{port}", self.from, self.to);
@@ -136,6 +142,7 @@ impl Fault {
             fault: name.clone(),
             asked: format!("{toxic:?}"),
         })?;
+        let from_us = now_us();
         if let Some((name, body)) = toxic.body(bent.id, bent.stream) {
             bent.proxy.update(&name, &body).await?;
         }
@@ -150,7 +157,8 @@ impl Fault {
         if !as_wanted || bent.is_too_quick(&probe) {
             return Err(FaultError::NotInEffect { fault: name, probe });
         }
-        self.deeds.note(format!("changed: {name} to {toxic:?}"));
+        let changed = Deed::changed(format!("{name} to {toxic:?}"), Meaning::nothing());
+        self.deeds.note(changed.since(from_us).of(self.id));
         self.receipt.probes = vec![probe];
         Ok(())
     }

@@ -14,6 +14,7 @@
 use super::query::Query;
 use super::service::command;
 use super::{Applying, Fault, FaultError, Outcome};
+use crate::history::{Meaning, Upset};
 use crate::machine::VPS;
 use crate::service::Service;
 use crate::topology::Topology;
@@ -75,7 +76,10 @@ impl Topology {
             command(start, kill),
             run(MEET, "true"),
         ];
-        let mut applying = Applying::new("full disk of postgres".to_owned());
+        let mut applying = Applying::new(
+            "full disk of postgres".to_owned(),
+            Meaning::upsets([Upset::Database]),
+        );
         applying.hold(&VPS, self.control(&VPS).await?, steps).await?;
         applying.mechanism = vec![
             format!("{VPS}: an overlay over pg_wal, whose upper side is full"),

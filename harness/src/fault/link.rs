@@ -6,6 +6,7 @@ use super::route::Back;
 use super::rules::{Fate, Mark, Packets};
 use super::sight::{Effect, Sight};
 use super::{Applying, Fault, FaultError};
+use crate::history::Impact;
 use crate::topology::Topology;
 
 /// A directed path: the connections that one end opens to another, to all of its ports or to one. An end is a
@@ -64,9 +65,15 @@ impl<'a> Link<'a> {
     /// # Errors
     /// [`FaultError`].
     pub async fn partition(&self) -> Result<Fault, FaultError> {
-        let mut applying = Applying::new(format!("partition on {}", self.name()));
         let back = self.reversed();
         let between_machines = matches!((&self.from, &self.to), (End::Machine(_), End::Machine(_)));
+        // Both ways are cut: the polls' is one of them, whichever end it is told from.
+        let polled = match (self.is_of_polls(), self.port) {
+            (false, None) if back.is_of_polls() => &back,
+            _ => self,
+        };
+        let name = format!("partition on {}", self.name());
+        let mut applying = Applying::new(name, polled.meaning(Impact::Cuts).await?);
         let (rules, harmed) = match (between_machines, self.port) {
             (true, None) => (
                 vec![
@@ -180,7 +187,19 @@ impl<'a> Link<'a> {
         packets: Packets,
         effect: Effect,
     ) -> Result<Fault, FaultError> {
-        let mut applying = Applying::new(format!("{word} on {}", self.name()));
+        let impact = match effect {
+            Effect {
+                new: Outcome::Answered,
+                ..
+            }
+            | Effect {
+                flowing: Outcome::Answered,
+                ..
+            } => Impact::May,
+            _ => Impact::Cuts,
+        };
+        let name = format!("{word} on {}", self.name());
+        let mut applying = Applying::new(name, self.meaning(impact).await?);
         let rule = self.rule(fate, packets).await?;
         let harmed = vec![self.question().await?];
         let sight = Sight::before(harmed, effect, self.bystanders(Back::Spared).await?).await?;

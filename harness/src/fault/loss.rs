@@ -8,6 +8,7 @@ use super::route::PlacedRule;
 use super::rules::{Fate, Packets};
 use super::sight::Sight;
 use super::{Applying, Fault, FaultError};
+use crate::history::Impact;
 use crate::topology::Topology;
 
 /// A request whose packets all arrive takes a millisecond or two; the kernel sends a lost one again after
@@ -24,7 +25,8 @@ impl Link<'_> {
     /// # Errors
     /// [`FaultError::NothingLost`] when far more requests than that come through.
     pub async fn lose(&self, share: f64) -> Result<Fault, FaultError> {
-        let mut applying = Applying::new(format!("loss of {} % on {}", share * 100.0, self.name()));
+        let name = format!("loss of {} % on {}", share * 100.0, self.name());
+        let mut applying = Applying::new(name, self.meaning(Impact::May).await?);
         let rule = self.rule(Fate::Lose(share), Packets::Outgoing).await?;
         rule.hold(&mut applying, self.topology).await?;
         let lost = match self.until_lost(&rule, share, &applying.name).await {

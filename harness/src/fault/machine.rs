@@ -9,6 +9,7 @@ use super::cure::{Cure, Harm, Patient};
 use super::probe::Question;
 use super::service::Asker;
 use super::{Applying, Fault, FaultError, Outcome, Probe};
+use crate::history::{Bearing, Deed, Impact, Meaning, Upset, now_us};
 use crate::machine::{MachineName, Role, RunningMachine, VPS};
 use crate::service::{Health, Service};
 use crate::topology::Topology;
@@ -109,6 +110,7 @@ impl Topology {
         address: Ipv4Addr,
         names: Names,
     ) -> Result<(), FaultError> {
+        let from_us = now_us();
         let moving = self.machine(machine);
         let before = moving.address();
         let mut off = self.stop_machine(machine).await?;
@@ -126,8 +128,18 @@ impl Topology {
             question.url = question.url.replace(&before.to_string(), &address.to_string());
         }
         off.heal().await?;
-        self.deeds()
-            .note(format!("{machine} is at {address} and no longer at {before}"));
+        let moved = Deed::onward(
+            format!("{machine} is at {address} and no longer at {before}"),
+            Meaning {
+                impact: Impact::May,
+                bearing: Bearing {
+                    hosts: Some(vec![before, address]),
+                    port: None,
+                },
+                upsets: vec![Upset::Rules],
+            },
+        );
+        self.deeds().note(moved.since(from_us));
         Ok(())
     }
 
@@ -139,8 +151,10 @@ impl Topology {
     pub async fn kill_engine(&self, machine: &MachineName) -> Result<(), FaultError> {
         let target = self.machine(machine);
         let mut control = target.control().await?;
+        let from_us = now_us();
         control.run(&["sh", "-c", KILL_DOCKERD], NOTICE).await?;
-        self.deeds().note(format!("killed the engine of {machine}"));
+        let killed = Deed::over(format!("killed the engine of {machine}"), Meaning::nothing());
+        self.deeds().note(killed.since(from_us));
         let began = Instant::now();
         while let Reply::Status(status) = control.ask(&Request::Status).await? {
             if status.phase != Phase::Ready {
@@ -156,8 +170,20 @@ impl Topology {
             tokio::time::sleep(PAUSE).await;
         }
         target.until_ready().await?;
-        self.deeds().note(format!("the engine of {machine} is back"));
+        let back = Deed::over(
+            format!("the engine of {machine} is back"),
+            self.end_of_all(machine),
+        );
+        self.deeds().note(back.since(from_us));
         Ok(())
+    }
+
+    /// What it means for polls that a machine's services end and start again, all of them.
+    fn end_of_all(&self, machine: &MachineName) -> Meaning {
+        match machine.role() {
+            Role::Vps => Meaning::upsets([Upset::Memory, Upset::Running, Upset::Database]).and(Upset::Rules),
+            Role::Gpu => Meaning::cuts(Bearing::at(self.address(machine), None)).and(Upset::Rules),
+        }
     }
 
     fn patient(&self, machine: &MachineName) -> Patient {
@@ -189,14 +215,21 @@ impl Topology {
             // The recorder's memory goes with the machine.
             self.deeds().keep(self.recorded().await?);
         }
-        let mechanism = vec![harm.mechanism(&patient)];
+        let meaning = match (harm, machine.role()) {
+            // platform-api keeps its memory.
+            (Harm::Pause, Role::Vps) => Meaning::upsets([Upset::Running, Upset::Database]),
+            // It has its services within, and no way out.
+            (Harm::Away, Role::Vps) => Meaning::cuts(Bearing::ALL),
+            (Harm::PowerCut | Harm::Shutdown, _) => self.end_of_all(machine),
+            (Harm::Pause | Harm::Away, Role::Gpu) => Meaning::cuts(Bearing::at(self.address(machine), None)),
+        };
+        let mut applying = Applying::new(harm.name(machine), meaning);
+        applying.mechanism = vec![harm.mechanism(&patient)];
         let mut cure = Cure::of(patient.clone(), harm);
         cure.apply().await?;
         if !cure.shows().await? {
             return Err(cure.refused("the engine has done it, and its container does not show it"));
         }
-        let mut applying = Applying::new(harm.name(machine));
-        applying.mechanism = mechanism;
         let mut probes = Vec::new();
         if let Some(question) = &question {
             let probe = ask_until_any(question, harm.outcomes()).await?;

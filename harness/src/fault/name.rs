@@ -10,6 +10,7 @@ use wopr_machine::protocol::{Found, NameAnswer, Reply, Request};
 use super::sight::others_are_in_effect;
 use super::{Applying, Fault, FaultError};
 use crate::control::ControlError;
+use crate::history::{Meaning, Upset};
 use crate::machine::{GPU, RunningMachine, VPS};
 use crate::service::Service;
 use crate::topology::Topology;
@@ -163,7 +164,10 @@ impl DnsName<'_> {
 
     async fn answer(&self, word: &str, with: NameAnswer) -> Result<Fault, FaultError> {
         let topology = self.topology;
-        let mut applying = Applying::new(format!("{word} for the name {}", self.name));
+        let mut applying = Applying::new(
+            format!("{word} for the name {}", self.name),
+            Meaning::upsets([Upset::Unknown]),
+        );
         let other = if self.name == VPS.hostname() { GPU } else { VPS }.hostname();
         let vps = topology.machine(&VPS).clone();
         let resolver = Resolver { vps };

@@ -8,6 +8,7 @@ use super::link::Link;
 use super::probe::Question;
 use super::rules::{Fate, Packets, Place, Rule};
 use super::{Applying, FaultError};
+use crate::history::{Bearing, Impact, Meaning, Upset};
 use crate::machine::{MachineName, Role, VPS};
 use crate::service::{Health, Service};
 use crate::topology::Topology;
@@ -75,6 +76,38 @@ impl<'a> Link<'a> {
         match state.and_then(|state| state.pid) {
             Some(process) => Ok(Place::Service(service, process)),
             None => Err(FaultError::NotRunning { service }),
+        }
+    }
+
+    /// Whether the watchdog's requests take it.
+    pub(super) fn is_of_polls(&self) -> bool {
+        let from = match &self.from {
+            End::Machine(machine) => machine.role() == Role::Vps,
+            End::Service(service) => *service == Service::PlatformApi,
+        };
+        from && machine_of(self.topology, &self.to).role() == Role::Gpu
+    }
+
+    /// What a fault of it means for polls.
+    pub(super) async fn meaning(&self, impact: Impact) -> Result<Meaning, FaultError> {
+        let target = self.target().await?;
+        let bearing = Bearing::at(target.address, target.port);
+        if self.is_of_polls() {
+            return Ok(Meaning {
+                impact,
+                bearing,
+                upsets: Vec::new(),
+            });
+        }
+        match (&self.from, &self.to) {
+            (End::Service(Service::PlatformApi), End::Service(Service::Postgres)) => {
+                Ok(Meaning::upsets([Upset::Database]))
+            }
+            (End::Service(Service::PlatformApi), _) => Ok(Meaning::unknown()),
+            // What another service of the VPS machine sends is none of a poll's.
+            (End::Service(service), _) if service.role() == Role::Vps => Ok(Meaning::nothing()),
+            // Answers travel this way.
+            _ => Ok(Meaning::may_harm(Bearing::ALL)),
         }
     }
 

@@ -7,7 +7,8 @@ use wopr_machine::protocol::{Answer, Caller, Manner, Request, Step};
 use super::probe::Question;
 use super::query::Query;
 use super::{Applying, Fault, FaultError, Outcome};
-use crate::machine::{RunningMachine, VPS};
+use crate::history::{Bearing, Deed, Meaning, Upset, now_us};
+use crate::machine::{Role, RunningMachine, VPS};
 use crate::service::{Health, Service};
 use crate::topology::{Topology, TopologyError};
 
@@ -26,7 +27,8 @@ impl Topology {
             ["docker", "stop", "--time", "0", &name],
             ["docker", "start", &name],
         );
-        self.hold_service("stop", service, step, Outcome::Refused).await
+        self.hold_service("stop", service, step, Outcome::Refused, self.end_of(service))
+            .await
     }
 
     /// Kills a service, and keeps it dead: connections to it are refused, and what it had not written is lost. Its
@@ -37,7 +39,8 @@ impl Topology {
     pub async fn kill_service(&self, service: Service) -> Result<Fault, FaultError> {
         let name = service.container();
         let step = command(["docker", "kill", &name], ["docker", "start", &name]);
-        self.hold_service("kill", service, step, Outcome::Refused).await
+        self.hold_service("kill", service, step, Outcome::Refused, self.end_of(service))
+            .await
     }
 
     /// Kills a service's first process from outside, as the kernel's out-of-memory killer does: its engine
@@ -54,6 +57,7 @@ impl Topology {
         };
         let pid = machine.service(service).await?.and_then(|state| state.pid);
         let pid = pid.ok_or_else(|| refused("it does not run".to_owned()))?;
+        let from_us = now_us();
         let kill = ["kill", "-KILL", &pid.to_string()];
         machine.control().await?.run(&kill, CRASH).await?;
         let began = Instant::now();
@@ -70,7 +74,8 @@ impl Topology {
                 _ => tokio::time::sleep(PAUSE).await,
             }
         }
-        self.deeds().note(format!("crash of {service}"));
+        let crash = Deed::over(format!("crash of {service}"), self.end_of(service));
+        self.deeds().note(crash.since(from_us));
         Ok(self.until_healthy(&[service]).await?)
     }
 
@@ -81,7 +86,13 @@ impl Topology {
     pub async fn pause_service(&self, service: Service) -> Result<Fault, FaultError> {
         let name = service.container();
         let step = command(["docker", "pause", &name], ["docker", "unpause", &name]);
-        self.hold_service("pause", service, step, Outcome::NoAnswer).await
+        let meaning = match service {
+            // It keeps its memory.
+            Service::PlatformApi => Meaning::upsets([Upset::Running]),
+            other => self.end_of(other),
+        };
+        self.hold_service("pause", service, step, Outcome::NoAnswer, meaning)
+            .await
     }
 
     async fn hold_service(
@@ -90,9 +101,10 @@ impl Topology {
         service: Service,
         step: Step,
         outcome: Outcome,
+        meaning: Meaning,
     ) -> Result<Fault, FaultError> {
         let machine = self.machine_of(service).name().clone();
-        let mut applying = Applying::new(format!("{word} of {service}"));
+        let mut applying = Applying::new(format!("{word} of {service}"), meaning);
         applying
             .hold(&machine, self.control(&machine).await?, vec![step])
             .await?;
@@ -127,7 +139,13 @@ impl Topology {
             });
         };
         let machine = self.machine_of(service).name().clone();
-        let mut applying = Applying::new(format!("{service} answers so: {manner:?}"));
+        // A connection from before may still lead to the service itself.
+        let bearing = Bearing::at(self.address(&machine), Some(port));
+        let meaning = match service.role() {
+            Role::Gpu => Meaning::may_harm(bearing),
+            Role::Vps => Meaning::nothing(),
+        };
+        let mut applying = Applying::new(format!("{service} answers so: {manner:?}"), meaning);
         applying
             .mechanism
             .push(format!("{machine}: another process answers at port {port}"));
@@ -168,9 +186,22 @@ impl Topology {
             .await?
             .ask(&Request::Answer { to, with })
             .await?;
-        self.deeds()
-            .note(format!("{to:?} calls are answered so: {with:?}"));
+        let what = format!("{to:?} calls are answered so: {with:?}");
+        self.deeds().note(Deed::over(what, Meaning::nothing()));
         Ok(())
+    }
+
+    /// What it means for polls that a service is not there, or starts.
+    pub(crate) fn end_of(&self, service: Service) -> Meaning {
+        match (service, service.health()) {
+            (Service::PlatformApi, _) => Meaning::upsets([Upset::Memory, Upset::Running]).and(Upset::Rules),
+            (Service::Postgres, _) => Meaning::upsets([Upset::Database]),
+            (_, Health::Get { port, .. }) if service.role() == Role::Gpu => {
+                let address = self.machine_of(service).address();
+                Meaning::cuts(Bearing::at(address, Some(port)))
+            }
+            _ => Meaning::nothing(),
+        }
     }
 
     /// A request to a service's published port; none for the database.

@@ -7,6 +7,7 @@ use wopr_machine::protocol::{Request, Retiming};
 
 use super::{Applying, Fault, FaultError};
 use crate::clock::{self, ClockError, Dial, PlatformTime, Rate};
+use crate::history::{Meaning, Upset};
 use crate::machine::VPS;
 use crate::service::Service;
 use crate::topology::Topology;
@@ -152,7 +153,7 @@ impl PlatformClock<'_> {
     /// # Errors
     /// [`FaultError`].
     pub async fn run_at(&self, rate: Rate) -> Result<Fault, FaultError> {
-        let mut applying = Applying::new(format!("platform-api's time runs at {rate}"));
+        let mut applying = Applying::new(format!("platform-api's time runs at {rate}"), clock_is_off());
         let dial = self.topology.dial();
         let before = look(&dial).await?;
         self.retime(&mut applying, Retiming::Rate { rate: rate.get() })
@@ -204,7 +205,7 @@ impl PlatformClock<'_> {
         if ahead.abs() <= 2.0 * UNSURE && shown.abs() <= 2.0 * UNSURE {
             return Err(FaultError::TooSmall { fault: name });
         }
-        let mut applying = Applying::new(name);
+        let mut applying = Applying::new(name, clock_is_off());
         let dial = self.topology.dial();
         let before = look(&dial).await?;
         let since = before.told.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -301,6 +302,10 @@ impl PlatformClock<'_> {
             ahead,
         })
     }
+}
+
+fn clock_is_off() -> Meaning {
+    Meaning::upsets([Upset::Clock])
 }
 
 fn nanos(seconds: f64) -> i64 {

@@ -132,6 +132,11 @@ impl Toxic {
         }
     }
 
+    /// Whether no answer ever comes through it.
+    pub(super) fn swallows_all(self) -> bool {
+        matches!(self, Self::Down | Self::Timeout { .. })
+    }
+
     /// What it adds to a chunk's way at most.
     pub(super) fn most(self) -> Duration {
         match self {

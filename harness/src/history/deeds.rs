@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use super::{Event, What};
+use super::{Deed, Event, What};
 
 /// What the harness did, as it notes it down. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -12,15 +12,16 @@ pub(crate) struct Deeds(Arc<Mutex<Notes>>);
 #[derive(Debug, Default)]
 struct Notes {
     since: Option<SystemTime>,
+    watched_us: Option<i64>,
     events: Vec<Event>,
 }
 
 impl Deeds {
-    /// Notes a deed, done now.
-    pub(crate) fn note(&self, what: impl Into<String>) {
+    /// Notes a deed, done now. Words alone are one that the oracle knows nothing of.
+    pub(crate) fn note(&self, deed: impl Into<Deed>) {
         let event = Event {
             at_us: now_us(),
-            what: What::Deed(what.into()),
+            what: What::Deed(deed.into()),
         };
         self.notes().events.push(event);
     }
@@ -43,6 +44,16 @@ impl Deeds {
     /// Where the history begins; none where that is the boot.
     pub(super) fn since(&self) -> Option<SystemTime> {
         self.notes().since
+    }
+
+    /// A watch begins now.
+    pub(crate) fn watch(&self) {
+        self.notes().watched_us.get_or_insert_with(now_us);
+    }
+
+    /// When the first watch began, in microseconds since 1970.
+    pub(crate) fn watched_us(&self) -> Option<i64> {
+        self.notes().watched_us
     }
 
     pub(super) fn all(&self) -> Vec<Event> {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use wopr_machine::protocol::Record;
 
-use super::NodeRow;
+use super::{Deed, NodeRow};
 use crate::service::Service;
 
 /// Something that happened.
@@ -28,7 +28,7 @@ pub enum What {
     /// platform-api called the cloud.
     Cloud(Record),
     /// The harness did something: a fault, a heal, a restart.
-    Deed(String),
+    Deed(Deed),
     /// A service wrote a line. When is told by the engine, not by the service, whose clock may run faster.
     Log {
         /// The service.
@@ -144,7 +144,7 @@ impl What {
                 } = record;
                 format!("{method} {path} {body} → {}", answered(record))
             }
-            Self::Deed(what) => what.clone(),
+            Self::Deed(deed) => deed.to_string(),
             Self::Log { service, line } => format!("{service} | {line}"),
             Self::Connection(connection) => connection.to_string(),
         }

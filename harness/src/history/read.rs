@@ -1,6 +1,8 @@
 //! A history out of its sources: the database, the recorder, the engines, the sidecar, and the harness's own
 //! notes.
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
@@ -11,7 +13,8 @@ use wopr_machine::protocol::{Caller, Record, Reply, Request};
 use super::logs::{Told, micros};
 use super::{Event, History, NodeRow, What};
 use crate::VPS;
-use crate::service::Service;
+use crate::machine::Role;
+use crate::service::{Health, Service};
 use crate::settings::Secrets;
 use crate::topology::{Topology, TopologyError};
 
@@ -45,11 +48,15 @@ impl Default for Scope {
 }
 
 impl Topology {
-    /// Has every version of every row recorded from now on; doing it again changes nothing.
+    /// Has every version of every row recorded from now on; doing it again changes nothing. A topology that the
+    /// harness booted does so from its boot on.
     ///
     /// # Errors
     /// [`TopologyError::Database`].
     pub async fn record_rows(&self) -> Result<(), TopologyError> {
+        if self.records_rows().await? {
+            return Ok(());
+        }
         let mut database = self.database().await?;
         let installed = sqlx::raw_sql(TRIGGER).execute(&mut database).await;
         installed.map_err(TopologyError::database("record the versions of gpu_nodes"))?;
@@ -59,8 +66,8 @@ impl Topology {
             .map_err(TopologyError::database("close the connection to postgres"))
     }
 
-    /// Everything that has happened until now, with platform-api's log: row versions since the first watch,
-    /// and all the rest since the boot or the lease. A log that cannot be read is one of its gaps.
+    /// Everything that has happened until now, with platform-api's log, since the boot or the lease; by hand, row
+    /// versions since somebody had them recorded. A log that cannot be read is one of its gaps.
     ///
     /// # Errors
     /// [`TopologyError`] when database or recorder cannot be read.
@@ -125,7 +132,28 @@ impl Topology {
         if let Some(since) = scope.since.map(micros) {
             events.retain(|event| event.at_us >= since);
         }
-        History::new(self.rate(), events).lacking(gaps)
+        History::new(self.rate(), events)
+            .lacking(gaps)
+            .serving(self.served())
+    }
+
+    /// Where the watchdog finds services.
+    fn served(&self) -> BTreeMap<Ipv4Addr, Vec<u16>> {
+        let ports: Vec<u16> = self
+            .expected_services()
+            .into_iter()
+            .filter(|service| service.role() == Role::Gpu)
+            .filter_map(|service| match service.health() {
+                Health::Get { port, .. } => Some(port),
+                Health::Query => None,
+            })
+            .collect();
+        let machines = self
+            .machines()
+            .filter(|machine| machine.name().role() == Role::Gpu);
+        machines
+            .map(|machine| (machine.address(), ports.clone()))
+            .collect()
     }
 
     /// What stands beside the told: logs and connections.
@@ -145,6 +173,9 @@ impl Topology {
         }
         let versions = self.row_versions(0, None).await?;
         let mut events: Vec<_> = versions.into_iter().map(|(_, event)| event).collect();
+        // A topology that was booted again on its volumes has those of before.
+        let since = self.deeds().since().map_or(0, micros);
+        events.retain(|event| event.at_us >= since);
         for event in &mut events {
             if let What::Row(row) = &mut event.what {
                 row.last_error = row.last_error.as_deref().map(|error| secrets.mask(error));

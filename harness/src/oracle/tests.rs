@@ -5,11 +5,15 @@ use serde_json::json;
 use wopr_machine::protocol::{Caller, Record};
 
 use super::*;
-use crate::history::Event;
+use crate::clock::Rate;
+use crate::history::{Bearing, Deed, Event, Heal, Meaning, NodeRow, Status, Upset};
 use crate::service::Service;
+
+mod faults;
 
 const POLL_US: i64 = 1_000_000;
 const DROPLET: &str = "4";
+const HOST: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 87, 0, 3);
 
 /// What happens between two polls.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,63 +23,122 @@ enum Step {
     Restart,
 }
 
-/// The contract in the plainest words: one step after another, everything written down.
-fn simulate(steps: &[Step]) -> Vec<Event> {
-    let (mut events, mut status) = (Vec::new(), Status::Active);
-    let (mut down, mut rebooted): (u32, Option<i64>) = (0, None);
-    for (step, number) in steps.iter().zip(1..) {
-        let at = number * POLL_US;
-        if *step == Step::Restart {
-            (down, rebooted) = (0, None);
-            events.push(Event {
-                at_us: at,
-                what: What::Deed("restarted platform-api".into()),
-            });
-            continue;
+/// The contract in the plainest words: one thing after another, everything written down.
+struct Simulation {
+    events: Vec<Event>,
+    status: Status,
+    down: u32,
+    rebooted: Option<i64>,
+    /// The poll that is next.
+    number: i64,
+    /// What its last poll found, and its number.
+    found: Found,
+    polled: i64,
+}
+
+type Found = [bool; 4];
+
+impl Simulation {
+    fn new() -> Self {
+        Self {
+            events: Vec::new(),
+            status: Status::Active,
+            down: 0,
+            rebooted: None,
+            number: 1,
+            found: [true; 4],
+            polled: 0,
         }
-        if status == Status::Failed {
-            continue;
+    }
+
+    fn at(&self) -> i64 {
+        self.number * POLL_US
+    }
+
+    fn note(&mut self, at_us: i64, deed: Deed) {
+        let what = What::Deed(deed);
+        self.events.push(Event { at_us, what });
+    }
+
+    fn write(&mut self, at_us: i64) {
+        let row = row(at_us, self.status, self.found, self.polled * 30);
+        self.events.push(row);
+    }
+
+    fn poll(&mut self, found: Found) {
+        let at = self.at();
+        if self.status == Status::Failed {
+            return;
         }
-        events.push(row(at, status, *step == Step::Well, number * 30));
+        (self.found, self.polled) = (found, self.number);
+        self.write(at);
         let mut next = None;
-        if *step == Step::Well {
-            if status == Status::Degraded && (down > 0 || rebooted.is_some()) {
+        if found.contains(&true) {
+            if self.status == Status::Degraded && (self.down > 0 || self.rebooted.is_some()) {
                 next = Some(Status::Active);
             }
-            (down, rebooted) = (0, None);
+            self.forget();
         } else {
-            down += 1;
-            match rebooted {
-                None if down >= 2 => {
-                    rebooted = Some(at);
-                    next = Some(Status::Degraded).filter(|next| *next != status);
-                    events.push(webhook(at + 11_000, "gpu_node_degraded"));
-                    events.push(reboot(at + 12_000));
+            self.down += 1;
+            match self.rebooted {
+                None if self.down >= 2 => {
+                    self.rebooted = Some(at);
+                    next = Some(Status::Degraded).filter(|next| *next != self.status);
+                    self.events.push(webhook(at + 11_000, "gpu_node_degraded"));
+                    self.events.push(reboot(at + 12_000));
                 }
                 Some(since) if at - since >= 20 * POLL_US => {
                     next = Some(Status::Failed);
-                    events.push(webhook(at + 11_000, "gpu_node_failed"));
+                    self.events.push(webhook(at + 11_000, "gpu_node_failed"));
                 }
                 _ => {}
             }
         }
         if let Some(to) = next {
-            status = to;
-            events.push(row(at + 10_000, to, *step == Step::Well, number * 30));
+            self.status = to;
+            self.write(at + 10_000);
+        }
+        if self.status == Status::Failed {
+            self.forget();
         }
     }
-    events
+
+    fn forget(&mut self) {
+        (self.down, self.rebooted) = (0, None);
+    }
 }
 
-fn row(at_us: i64, status: Status, well: bool, polled: i64) -> Event {
-    let word = if well { "ok" } else { "down" };
+fn simulate(steps: &[Step]) -> Vec<Event> {
+    let mut simulation = Simulation::new();
+    for step in steps {
+        match step {
+            Step::Silent => simulation.poll([false; 4]),
+            Step::Well => simulation.poll([true; 4]),
+            Step::Restart => {
+                simulation.forget();
+                simulation.note(simulation.at(), restart().since(simulation.at() - POLL_US / 4));
+            }
+        }
+        simulation.number += 1;
+    }
+    simulation.events
+}
+
+fn restart() -> Deed {
+    let meaning = Meaning::upsets([Upset::Memory, Upset::Running, Upset::Rules]);
+    Deed::over("restarted platform-api", meaning)
+}
+
+fn row(at_us: i64, status: Status, found: Found, polled: i64) -> Event {
+    let word = |service: usize| if found[service] { "ok" } else { "down" };
+    let health = json!({ "llama": word(0), "chatterbox": word(1), "whisper": word(2), "qwen": word(3) });
     let row = NodeRow {
         id: "a".into(),
-        host: Some("h".into()),
+        host: Some(HOST.to_string()),
         droplet_id: Some(DROPLET.into()),
         status,
         provision_stage: "done".into(),
-        service_health: Some(json!({ "llama": word }).to_string()),
+        service_health: Some(health.to_string()),
         last_health_at: Some(polled),
         last_error: None,
         updated_at: polled,
@@ -114,7 +177,7 @@ fn reboot(at_us: i64) -> Event {
 }
 
 fn judged(events: Vec<Event>) -> Result<(), Judgement> {
-    judge(Rate::FAST, &History::new(Rate::FAST, events), "a")
+    judge(&History::new(Rate::FAST, events), "a")
 }
 
 #[test]
@@ -194,8 +257,8 @@ proptest! {
 #[test]
 fn one_silent_poll_does_not_degrade() {
     let events = vec![
-        row(0, Status::Active, false, 30),
-        row(10_000, Status::Degraded, false, 30),
+        row(0, Status::Active, [false; 4], 30),
+        row(10_000, Status::Degraded, [false; 4], 30),
     ];
     let breaches = judged(events).unwrap_err().breaches;
     assert_eq!(breaches[0].what, "nothing led from Active to Degraded");
@@ -204,7 +267,7 @@ fn one_silent_poll_does_not_degrade() {
 #[test]
 fn two_silent_polls_must_degrade() {
     let events: Vec<_> = (1..=3)
-        .map(|n| row(n * POLL_US, Status::Active, false, n * 30))
+        .map(|n| row(n * POLL_US, Status::Active, [false; 4], n * 30))
         .collect();
     let breaches = judged(events).unwrap_err().breaches;
     assert_eq!(breaches[0].what, "the node should have become Degraded");
@@ -213,14 +276,14 @@ fn two_silent_polls_must_degrade() {
 #[test]
 fn five_minutes_do_not_fail_a_node() {
     let mut events = simulate(&[Step::Silent; 12]);
-    events.push(row(12 * POLL_US + 20_000, Status::Failed, false, 360));
+    events.push(row(12 * POLL_US + 20_000, Status::Failed, [false; 4], 360));
     assert!(judged(events).is_err());
 }
 
 #[test]
 fn a_node_that_is_never_failed_is_a_breach() {
     let mut events = simulate(&[Step::Silent; 21]);
-    events.extend((22..26).map(|n| row(n * POLL_US, Status::Degraded, false, n * 30)));
+    events.extend((22..26).map(|n| row(n * POLL_US, Status::Degraded, [false; 4], n * 30)));
     let judgement = judged(events).unwrap_err();
     assert!(
         judgement.to_string().contains("should have become Failed"),

@@ -67,8 +67,8 @@ async fn content(database: &mut PgConnection, table: &str) -> Result<String, sql
     Ok(format!("rows {table} {count} {}", digest.unwrap_or_default()))
 }
 
-/// Brings it back to `baseline`: what the harness defined goes, and the rows of tables that were empty.
-/// What else differs is for the comparison to find.
+/// Brings it back to `baseline`: the rows of tables that were empty go, those of recorded versions among them. What
+/// else differs is for the comparison to find.
 pub(crate) async fn clean(topology: &Topology, baseline: &State) -> Result<(), TopologyError> {
     let mut database = topology.database().await?;
     let failed = || TopologyError::database("clean the database");
@@ -76,7 +76,7 @@ pub(crate) async fn clean(topology: &Topology, baseline: &State) -> Result<(), T
         .execute(&mut database)
         .await
         .map_err(failed())?;
-    sqlx::raw_sql("SET lock_timeout = '5s'; DROP SCHEMA IF EXISTS wopr_harness CASCADE")
+    sqlx::raw_sql("SET lock_timeout = '5s'")
         .execute(&mut database)
         .await
         .map_err(failed())?;

@@ -6,7 +6,7 @@ use serde_json::Value;
 use wopr_machine::protocol::Record;
 
 use super::Meta;
-use crate::history::{Connection, Event, Health, History, Status, What};
+use crate::history::{Connection, Deed, Event, Health, History, Part, Status, What};
 use crate::service::Service;
 
 /// More connections of one link than this at a time share the last lane.
@@ -187,36 +187,33 @@ fn health(history: &History, node: &str) -> Vec<Lane> {
     lanes.into_iter().map(lane).collect()
 }
 
-/// The name of a fault that a deed begins or heals.
-fn begun(deed: &str) -> Option<&str> {
-    deed.strip_prefix("begun:").map(str::trim)
-}
-
-fn healed(deed: &str) -> Option<&str> {
-    deed.strip_prefix("healed:").map(str::trim)
-}
-
 /// A bar for each fault, from its begin to its heal.
 fn faults(history: &History) -> Vec<Mark> {
-    let mut marks: Vec<Mark> = Vec::new();
+    let mut marks: Vec<(Mark, &Deed)> = Vec::new();
     for (place, event) in history.events.iter().enumerate() {
         let What::Deed(deed) = &event.what else { continue };
-        if let Some(name) = begun(deed) {
-            marks.push(Mark {
-                extent: Extent::From(event.at_us),
-                look: Look::Fault,
-                text: name.to_owned(),
-                event: Some(place),
-            });
-        }
-        if let Some(name) = healed(deed) {
-            let open = |mark: &&mut Mark| mark.text == name && matches!(mark.extent, Extent::From(_));
-            if let Some(mark) = marks.iter_mut().find(open) {
-                mark.extent = Extent::Between(mark.extent.begin(), event.at_us);
+        match deed.part {
+            Part::Begun => {
+                let mark = Mark {
+                    extent: Extent::From(event.at_us),
+                    look: Look::Fault,
+                    text: deed.name.clone(),
+                    event: Some(place),
+                };
+                marks.push((mark, deed));
             }
+            Part::Healed(_) => {
+                let open = |(mark, begun): &&mut (Mark, &Deed)| {
+                    deed.is_about(begun) && matches!(mark.extent, Extent::From(_))
+                };
+                if let Some((mark, _)) = marks.iter_mut().find(open) {
+                    mark.extent = Extent::Between(mark.extent.begin(), event.at_us);
+                }
+            }
+            Part::Changed | Part::Over | Part::Onward => {}
         }
     }
-    marks
+    marks.into_iter().map(|(mark, _)| mark).collect()
 }
 
 fn points(history: &History, point: impl Fn(&Event) -> Option<(Look, String)>) -> Vec<Mark> {
@@ -236,7 +233,10 @@ fn points(history: &History, point: impl Fn(&Event) -> Option<(Look, String)>) -
 /// What is no fault: those have lanes of their own.
 fn deed(event: &Event) -> Option<(Look, String)> {
     match &event.what {
-        What::Deed(deed) if begun(deed).or(healed(deed)).is_none() => Some((Look::Deed, deed.clone())),
+        What::Deed(deed) => match deed.part {
+            Part::Begun | Part::Healed(_) => None,
+            Part::Changed | Part::Over | Part::Onward => Some((Look::Deed, deed.to_string())),
+        },
         _ => None,
     }
 }

@@ -116,7 +116,7 @@ mod tests {
     fn of(times: &[i64]) -> Scale {
         let events = times.iter().map(|at_us| Event {
             at_us: *at_us,
-            what: What::Deed(String::new()),
+            what: What::Deed("".into()),
         });
         let meta = Meta {
             title: String::new(),

@@ -5,7 +5,7 @@ use wopr_machine::protocol::{Caller, Record};
 
 use super::*;
 use crate::clock::Rate;
-use crate::history::{Connection, Event, NodeRow, Status, What};
+use crate::history::{Connection, Deed, Event, Heal, Meaning, NodeRow, Status, What};
 use crate::service::Service;
 
 const HOSTILE: &str = r#"</title></style><script>alert(1)</script><img src=x onerror="alert(2)">'&"#;
@@ -26,8 +26,8 @@ fn row(at_us: i64, id: &str, status: Status) -> Event {
     Event { at_us, what }
 }
 
-fn deed(at_us: i64, deed: &str) -> Event {
-    let what = What::Deed(deed.into());
+fn deed(at_us: i64, deed: Deed) -> Event {
+    let what = What::Deed(deed);
     Event { at_us, what }
 }
 
@@ -42,10 +42,10 @@ fn line(at_us: i64, line: &str) -> Event {
 fn history() -> History {
     let events = vec![
         line(500_000, "platform-api listens"),
-        deed(1_000_000, "begun:  reset on vps → gpu"),
+        deed(1_000_000, Deed::begun("reset on vps → gpu", Meaning::unknown())),
         row(2_000_000, "gpu-1", Status::Active),
         row(3_000_000, "gpu-1", Status::Degraded),
-        deed(5_000_000, "healed: reset on vps → gpu"),
+        deed(5_000_000, Deed::healed("reset on vps → gpu", Heal::Seen)),
     ];
     History::new(Rate::FAST, events)
 }
@@ -188,7 +188,7 @@ fn nothing_in_a_history_becomes_markup() {
         What::Cloud(record(Caller::Cloud)),
         What::Connection(connection),
         What::Deleted(HOSTILE.into()),
-        What::Deed(format!("begun: {HOSTILE}")),
+        What::Deed(Deed::begun(HOSTILE, Meaning::unknown())),
         What::Deed(HOSTILE.into()),
     ];
     let mut events: Vec<_> = whats.into_iter().map(|what| Event { at_us: 4, what }).collect();

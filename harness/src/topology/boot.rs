@@ -247,6 +247,10 @@ struct Booting {
 impl Booting {
     async fn boot(mut self, task: &Task) -> Result<Topology, TopologyError> {
         let by_hand = self.setting.by_hand();
+        let deeds = Deeds::default();
+        if !by_hand {
+            deeds.begin();
+        }
         let booted = self.start_machines(task).await;
         let machines = match booted {
             Ok(started) => started,
@@ -259,14 +263,21 @@ impl Booting {
             settings: self.settings,
             machines,
             rate: self.rate,
-            deeds: Deeds::default(),
+            deeds,
             sidecar: OnceCell::new(),
             remains: self.remains,
         };
         task.detail("waiting for the services");
         let healthy = async {
             topology.until_all_healthy().await?;
-            topology.prove_clock().await
+            let recorded = async {
+                match by_hand {
+                    // A person asks for it.
+                    true => Ok(()),
+                    false => topology.record_rows().await,
+                }
+            };
+            tokio::try_join!(recorded, topology.prove_clock()).map(drop)
         };
         match healthy.await {
             Ok(()) => Ok(topology),

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::super::Failing;
 use super::*;
 use crate::clock::Rate;
-use crate::history::NodeRow;
+use crate::history::{Deed, Heal, Meaning, NodeRow};
 
 fn event(at_us: i64, what: What) -> Event {
     Event { at_us, what }
@@ -27,8 +27,12 @@ fn row(at_us: i64, status: Status, health: &str) -> Event {
     event(at_us, What::Row(Box::new(row)))
 }
 
-fn deed(at_us: i64, what: &str) -> Event {
-    event(at_us, What::Deed(what.into()))
+fn begun(at_us: i64, fault: &str) -> Event {
+    event(at_us, What::Deed(Deed::begun(fault, Meaning::unknown())))
+}
+
+fn healed(at_us: i64, fault: &str) -> Event {
+    event(at_us, What::Deed(Deed::healed(fault, Heal::Seen)))
 }
 
 fn connection(opened_us: i64, closed_us: Option<i64>, toxics: &[&str]) -> Event {
@@ -89,12 +93,12 @@ fn a_nodes_lane_has_a_bar_for_each_status_and_its_services_a_sign_for_each_poll(
 #[test]
 fn a_fault_spans_from_its_begin_to_its_first_heal() {
     let events = vec![
-        deed(1, "begun:  drop on vps → gpu"),
-        deed(2, "begun:  pause of whisper"),
-        deed(3, "restarted platform-api"),
-        deed(4, "healed: drop on vps → gpu"),
-        deed(5, "begun:  drop on vps → gpu"),
-        deed(6, "healed: of nothing that was begun"),
+        begun(1, "drop on vps → gpu"),
+        begun(2, "pause of whisper"),
+        event(3, What::Deed("restarted platform-api".into())),
+        healed(4, "drop on vps → gpu"),
+        begun(5, "drop on vps → gpu"),
+        healed(6, "of nothing that was begun"),
     ];
     assert_eq!(
         shown(events, vec![]),
