@@ -32,7 +32,7 @@ use crate::fault::{FaultError, Sidecar};
 use crate::history::Deeds;
 use crate::machine::{GPU, MachineName, RunningMachine, Setting, VPS};
 use crate::seed::{NodeId, NodeSpec, SeedError};
-use crate::service::Service;
+use crate::service::{Instance, Service};
 use crate::settings::StackSettings;
 
 /// A running topology.
@@ -136,6 +136,14 @@ impl Topology {
             crate::machine::Role::Vps => &VPS,
             crate::machine::Role::Gpu => &GPU,
         })
+    }
+
+    /// The machine of one service among several of its kind.
+    pub(crate) fn machine_with(&self, instance: &Instance) -> &RunningMachine {
+        match &instance.machine {
+            Some(machine) => self.machine(machine),
+            None => self.machine_of(instance.service),
+        }
     }
 
     /// A machine's address on wopr-dev.

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use wopr_machine::protocol::{Answer, Caller, Manner, Request, Step};
+use wopr_machine::protocol::{Answer, Caller, Halt, Manner, Request, Step};
 
 use super::probe::Question;
 use super::query::Query;
 use super::{Applying, Fault, FaultError, Outcome};
 use crate::machine::{RunningMachine, VPS};
-use crate::service::{Health, Service};
+use crate::service::{Health, Instance, Service};
 use crate::topology::{Topology, TopologyError};
 
 /// An engine starts what has ended within 100 ms, and later each time: this is for the seventh in a row.
@@ -20,13 +20,19 @@ impl Topology {
     ///
     /// # Errors
     /// [`FaultError`].
-    pub async fn stop_service(&self, service: Service) -> Result<Fault, FaultError> {
-        let name = service.container();
-        let step = command(
-            ["docker", "stop", "--time", "0", &name],
-            ["docker", "start", &name],
-        );
-        self.hold_service("stop", service, step, Outcome::Refused).await
+    pub async fn stop_service(&self, service: impl Into<Instance>) -> Result<Fault, FaultError> {
+        let service = service.into();
+        let name = service.service.container();
+        let end = Ending {
+            word: "stop",
+            step: command(
+                ["docker", "stop", "--time", "0", &name],
+                ["docker", "start", &name],
+            ),
+            light: Some(Halt::Stop),
+            outcome: Outcome::Refused,
+        };
+        self.hold_service(&service, end).await
     }
 
     /// Kills a service, and keeps it dead: connections to it are refused, and what it had not written is lost. Its
@@ -34,10 +40,16 @@ impl Topology {
     ///
     /// # Errors
     /// [`FaultError`].
-    pub async fn kill_service(&self, service: Service) -> Result<Fault, FaultError> {
-        let name = service.container();
-        let step = command(["docker", "kill", &name], ["docker", "start", &name]);
-        self.hold_service("kill", service, step, Outcome::Refused).await
+    pub async fn kill_service(&self, service: impl Into<Instance>) -> Result<Fault, FaultError> {
+        let service = service.into();
+        let name = service.service.container();
+        let end = Ending {
+            word: "kill",
+            step: command(["docker", "kill", &name], ["docker", "start", &name]),
+            light: None,
+            outcome: Outcome::Refused,
+        };
+        self.hold_service(&service, end).await
     }
 
     /// Kills a service's first process from outside, as the kernel's out-of-memory killer does: its engine
@@ -45,10 +57,14 @@ impl Topology {
     ///
     /// # Errors
     /// [`FaultError`].
-    pub async fn crash_service(&self, service: Service) -> Result<(), FaultError> {
-        let machine = self.machine_of(service);
+    pub async fn crash_service(&self, service: impl Into<Instance>) -> Result<(), FaultError> {
+        let instance = service.into();
+        let (service, machine) = (instance.service, self.machine_with(&instance));
+        if machine.is_light() {
+            return Err(needs_engine(machine, &format!("crash of {instance}")));
+        }
         let refused = |reason: String| FaultError::Refused {
-            fault: format!("crash of {service}"),
+            fault: format!("crash of {instance}"),
             machine: machine.name().clone(),
             reason,
         };
@@ -70,42 +86,53 @@ impl Topology {
                 _ => tokio::time::sleep(PAUSE).await,
             }
         }
-        self.deeds().note(format!("crash of {service}"));
-        Ok(self.until_healthy(&[service]).await?)
+        self.deeds().note(format!("crash of {instance}"));
+        Ok(self.until_healthy_on(machine, service).await?)
     }
 
     /// Freezes a service: connections to it come about, and nothing is said.
     ///
     /// # Errors
     /// [`FaultError`].
-    pub async fn pause_service(&self, service: Service) -> Result<Fault, FaultError> {
-        let name = service.container();
-        let step = command(["docker", "pause", &name], ["docker", "unpause", &name]);
-        self.hold_service("pause", service, step, Outcome::NoAnswer).await
+    pub async fn pause_service(&self, service: impl Into<Instance>) -> Result<Fault, FaultError> {
+        let service = service.into();
+        let name = service.service.container();
+        let end = Ending {
+            word: "pause",
+            step: command(["docker", "pause", &name], ["docker", "unpause", &name]),
+            light: Some(Halt::Freeze),
+            outcome: Outcome::NoAnswer,
+        };
+        self.hold_service(&service, end).await
     }
 
-    async fn hold_service(
-        &self,
-        word: &str,
-        service: Service,
-        step: Step,
-        outcome: Outcome,
-    ) -> Result<Fault, FaultError> {
-        let machine = self.machine_of(service).name().clone();
-        let mut applying = Applying::new(format!("{word} of {service}"));
-        applying
-            .hold(&machine, self.control(&machine).await?, vec![step])
-            .await?;
+    async fn hold_service(&self, service: &Instance, end: Ending) -> Result<Fault, FaultError> {
+        let here = self.machine_with(service);
+        let machine = here.name();
+        let mut applying = Applying::new(format!("{} of {service}", end.word));
+        let control = here.control().await?;
+        match (here.is_light(), end.light, service.service.health()) {
+            (false, ..) => applying.hold(machine, control, vec![end.step]).await?,
+            (true, Some(halt), Health::Get { port, .. }) => {
+                applying
+                    .mechanism
+                    .push(format!("{machine}: {halt:?} of what answers at port {port}"));
+                let name = applying.name.clone();
+                let request = Request::Halt { name, port, halt };
+                applying.ask(machine, control, &request).await?;
+            }
+            (true, ..) => return Err(needs_engine(here, &applying.name)),
+        }
         let expected: Vec<_> = self
-            .service_question(service, Asker::Itself)
+            .question_at(here, service.service, Asker::Itself)
             .into_iter()
-            .map(|asked| (asked, outcome))
+            .map(|asked| (asked, end.outcome))
             .collect();
         let fault = applying.confirm(&expected, self.deeds().clone()).await?;
-        match service.health() {
+        match service.service.health() {
             Health::Query => {
                 let query = Query(self.database_options()?);
-                fault.seen_by(query, &[outcome]).await
+                fault.seen_by(query, &[end.outcome]).await
             }
             Health::Get { .. } => Ok(fault),
         }
@@ -116,17 +143,23 @@ impl Topology {
     ///
     /// # Errors
     /// [`FaultError`].
-    pub async fn impersonate(&self, service: Service, manner: Manner) -> Result<Fault, FaultError> {
-        let Health::Get { port, .. } = service.health() else {
+    pub async fn impersonate(
+        &self,
+        service: impl Into<Instance>,
+        manner: Manner,
+    ) -> Result<Fault, FaultError> {
+        let service = service.into();
+        let here = self.machine_with(&service);
+        let Health::Get { port, .. } = service.service.health() else {
             let reason = "it has no published port".to_owned();
-            let machine = self.machine_of(service).name().clone();
+            let machine = here.name().clone();
             return Err(FaultError::Refused {
                 fault: format!("{manner:?} of {service}"),
                 machine,
                 reason,
             });
         };
-        let machine = self.machine_of(service).name().clone();
+        let machine = here.name().clone();
         let mut applying = Applying::new(format!("{service} answers so: {manner:?}"));
         applying
             .mechanism
@@ -152,7 +185,7 @@ impl Topology {
             _ => Duration::ZERO,
         };
         let expected: Vec<_> = self
-            .service_question(service, Asker::Other)
+            .question_at(here, service.service, Asker::Other)
             .into_iter()
             .map(|asked| (asked.slower_by(slower_by), outcome))
             .collect();
@@ -173,12 +206,7 @@ impl Topology {
         Ok(())
     }
 
-    /// A request to a service's published port; none for the database.
-    pub(super) fn service_question(&self, service: Service, asker: Asker) -> Vec<Question> {
-        self.question_at(self.machine_of(service), service, asker)
-    }
-
-    /// The same on one machine of several that have the service.
+    /// A request to a service's published port on a machine; none for the database.
     pub(super) fn question_at(&self, here: &RunningMachine, service: Service, asker: Asker) -> Vec<Question> {
         let Health::Get { port, path, .. } = service.health() else {
             return Vec::new();
@@ -197,6 +225,23 @@ impl Topology {
             url: format!("http://{}:{port}{path}", here.address()),
             slower_by: Duration::ZERO,
         }]
+    }
+}
+
+/// A way in which a service is put out, by its engine.
+struct Ending {
+    word: &'static str,
+    step: Step,
+    /// The same where it has none, if there is such a way.
+    light: Option<Halt>,
+    outcome: Outcome,
+}
+
+/// A machine that has no engine was to have something done by it.
+pub(super) fn needs_engine(machine: &RunningMachine, fault: &str) -> FaultError {
+    FaultError::Light {
+        fault: fault.to_owned(),
+        machine: machine.name().clone(),
     }
 }
 
