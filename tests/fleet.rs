@@ -3,8 +3,12 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result};
+use futures_util::future::try_join_all;
 use pretty_assertions::assert_eq;
-use wopr_harness::clock::{Rate, polls};
+use reqwest::Method;
+use serde_json::{Value, json};
+use wopr_harness::clock::{Rate, minutes, polls};
+use wopr_harness::cloud::Conduct;
 use wopr_harness::fault::{Names, Outcome, Split};
 use wopr_harness::history::History;
 use wopr_harness::history::Status::{Active, Degraded};
@@ -244,19 +248,42 @@ async fn nodes_join_and_leave_while_the_watchdog_polls() -> Result<()> {
     Ok(())
 }
 
-/// Takes a node away as an operator does.
+/// A call to platform-api as its operators make it, which is to go well.
+async fn admin(topology: &Topology, method: Method, path: &str, body: Value) -> Result<()> {
+    let token = topology.settings().value(Role::Vps, "FLEET_API_TOKEN_ADMIN")?;
+    let url = topology.url(3100, &format!("/api/admin/gpu{path}"));
+    let request = reqwest::Client::new().request(method, url).bearer_auth(token);
+    request.json(&body).send().await?.error_for_status()?;
+    Ok(())
+}
+
 async fn delete(topology: &Topology, node: &NodeId) -> Result<()> {
-    let token = topology
-        .settings()
-        .value(Role::Vps, "FLEET_API_TOKEN_ADMIN")?
-        .to_owned();
-    let url = topology.url(3100, &format!("/api/admin/gpu/{node}"));
-    let answer = reqwest::Client::new()
-        .delete(url)
-        .bearer_auth(token)
-        .send()
-        .await?;
-    answer.error_for_status()?;
+    admin(topology, Method::DELETE, &format!("/{node}"), Value::Null).await
+}
+
+#[tokio::test]
+async fn sixteen_nodes_that_are_provisioned_at_once_are_machines_of_their_own() -> Result<()> {
+    let rate = Rate::from_environment()?;
+    let topology = Topology::builder().rate(rate).light().rack(16).boot().await?;
+    let operator = topology.operate_cloud(Conduct::default()).await?;
+    let ids: Vec<NodeId> = (1..=16)
+        .map(|number| format!("made-{number:03}").parse())
+        .collect::<Result<_, _>>()?;
+    let mut watch = topology.watch_nodes(ids.clone()).await?;
+    let made = ids
+        .iter()
+        .map(|id| admin(&topology, Method::POST, "", json!({ "name": id.as_str() })));
+    try_join_all(made).await?;
+
+    watch.until_each(status(Active)).within(minutes(10)).await?;
+    watch.until_each(all_ok()).within(polls(4)).await?;
+    let history = watch.history().await?;
+    let hosts: BTreeSet<_> = ids
+        .iter()
+        .filter_map(|id| history.rows(id.as_str()).last()?.1.host.clone())
+        .collect();
+    assert_eq!(hosts.len(), 16, "\n{history}");
+    operator.end()?;
     Ok(())
 }
 

@@ -40,9 +40,20 @@ impl Topology {
     /// # Errors
     /// [`TopologyError::Database`].
     pub async fn watch_fleet(&self, nodes: &[FleetNode]) -> Result<FleetWatch<'_>, TopologyError> {
+        self.watch_nodes(nodes.iter().map(|node| node.id.clone())).await
+    }
+
+    /// The same for nodes of any ids; rows of theirs may come later.
+    ///
+    /// # Errors
+    /// [`TopologyError::Database`].
+    pub async fn watch_nodes(
+        &self,
+        nodes: impl IntoIterator<Item = NodeId>,
+    ) -> Result<FleetWatch<'_>, TopologyError> {
         Ok(FleetWatch {
             topology: self,
-            nodes: nodes.iter().map(|node| node.id.clone()).collect(),
+            nodes: nodes.into_iter().collect(),
             events: self.events().await?,
             last: BTreeMap::new(),
         })
