@@ -17,8 +17,8 @@ use super::{Failure, Outcome, bars};
 
 /// Machines of the fleets that are booted.
 const FLEETS: [usize; 2] = [16, 32];
-/// Nodes that a cycle is measured with, on the larger fleet.
-const NODES: [usize; 4] = [32, 16, 8, 1];
+/// Nodes that a cycle is measured with, on the larger fleet. One node's would be one row.
+const NODES: [usize; 4] = [32, 16, 8, 2];
 /// Cycles that are measured with each number of nodes, in each round; the first and the last are cut.
 const CYCLES: u32 = 6;
 const LIMIT: Duration = Duration::from_secs(10);
@@ -45,6 +45,10 @@ impl Figures {
             }),
         }
     }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -79,7 +83,7 @@ pub(crate) async fn run(rounds: usize) -> Outcome {
     });
     say!("{}", table(["what", "median", "least", "most"], rows));
     say!(
-        "{rounds} rounds, {} cores, platform-api's clock {}",
+        "{rounds} rounds, {} cores, platform-api's clock {}; other work on the host shows in its memory",
         std::thread::available_parallelism()?,
         Rate::FAST
     );
@@ -103,7 +107,7 @@ async fn measure(count: usize, figures: &mut Figures) -> Result<(), Failure> {
     );
     let taken = free.saturating_sub(available_memory()?);
     figures.add(
-        &name("the host's memory, VPS machine included"),
+        &name("the host's memory, with the VPS machine's"),
         "MiB",
         [taken / MIB],
     );
@@ -117,8 +121,19 @@ async fn measure(count: usize, figures: &mut Figures) -> Result<(), Failure> {
             let left = &nodes[..left];
             remove_all_but(&topology, left).await?;
             let spans = cycles_of(&topology, left).await?;
-            let what = format!("a cycle of {} nodes, first row to last", left.len());
-            figures.add(&what, "ms", spans.into_iter().map(millis));
+            let (count, gaps) = (left.len(), u32::try_from(left.len() - 1)?);
+            let of = |span: &Duration| micros(*span);
+            figures.add(
+                &format!("a cycle of {count} nodes, first row to last"),
+                "µs",
+                spans.iter().map(of),
+            );
+            let shares: Vec<_> = spans.iter().map(|span| *span / gaps).collect();
+            figures.add(
+                &format!("each further node in a cycle of {count}"),
+                "µs",
+                shares.iter().map(of),
+            );
         }
     }
     topology.down().await?;
@@ -228,7 +243,7 @@ mod tests {
     #[test]
     fn a_cycle_that_has_a_node_twice_is_none() {
         let times = [(0, 'a'), (10, 'a')];
-        assert_eq!(spans(&times, 2, Duration::from_millis(1)), []);
+        assert!(spans(&times, 2, Duration::from_millis(1)).is_empty());
     }
 
     #[test]
