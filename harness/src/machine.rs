@@ -252,12 +252,14 @@ impl Setting {
     /// topology by hand; a test holds the two equal.
     pub fn machine(&self, machine: &MachineName) -> ContainerSpec {
         let variant = self.variant(machine);
-        let mut mounts = vec![MountSpec::directory(
-            self.control_directory(machine),
-            paths::CONTROL,
-        )];
-        if variant == Variant::Full {
-            mounts.extend(self.engine_mounts(machine));
+        let mut mounts = match variant {
+            Variant::Full => self.engine_mounts(machine),
+            Variant::Light => Vec::new(),
+        };
+        let control = self.control_directory(machine);
+        mounts.push(MountSpec::directory(control, paths::CONTROL));
+        if variant == Variant::Full && machine.role() == Role::Gpu {
+            mounts.push(MountSpec::directory(&self.models, paths::MODELS).read_only());
         }
         if !self.by_hand() {
             mounts.push(MountSpec::directory(self.lease(), paths::LEASE).read_only());
@@ -298,7 +300,7 @@ impl Setting {
         }
     }
 
-    /// What an engine, and the stack on it, are given.
+    /// Where an engine keeps its data, and where its stack is described.
     fn engine_mounts(&self, machine: &MachineName) -> Vec<MountSpec> {
         let workspace = self.root.join("local").join(machine.role().to_string());
         let mut mounts: Vec<_> = self
@@ -310,9 +312,6 @@ impl Setting {
         mounts.push(MountSpec::volume(golden_volume(&self.image_set), paths::GOLDEN).read_only());
         let place = format!("{}/{}", paths::WORKSPACE, machine.role());
         mounts.push(MountSpec::directory(workspace, &place));
-        if machine.role() == Role::Gpu {
-            mounts.push(MountSpec::directory(&self.models, paths::MODELS).read_only());
-        }
         mounts
     }
 
