@@ -6,6 +6,7 @@ mod cure;
 mod disk;
 mod end;
 mod error;
+mod group;
 mod link;
 mod loss;
 mod machine;
@@ -33,6 +34,7 @@ use crate::topology::Topology;
 
 pub use end::{End, NoSuchEnd};
 pub use error::FaultError;
+pub use group::Split;
 pub use link::Link;
 pub use machine::Names;
 pub use name::DnsName;
@@ -193,6 +195,13 @@ impl Topology {
         self.machines().map(of).collect()
     }
 
+    /// Looks whether a fault is in effect, on connections from before as well.
+    async fn see(&self, applying: Applying, sight: sight::Sight) -> Result<Fault, FaultError> {
+        let mut fault = applying.see(sight, self.deeds().clone()).await?;
+        fault.machines = self.control_directories();
+        Ok(fault)
+    }
+
     /// Names of the faults that are in effect now, whoever holds them, by machine. One that is frozen or off
     /// cannot tell what it holds besides.
     ///
@@ -302,6 +311,13 @@ impl Applying {
         self.held.push((machine.clone(), control));
         self.applied_after = self.began.elapsed();
         Ok(())
+    }
+
+    /// Makes another part of the same fault one with it.
+    fn take_in(&mut self, part: Self) {
+        self.held.extend(part.held);
+        self.mechanism.extend(part.mechanism);
+        self.applied_after = self.began.elapsed();
     }
 
     /// Undoes it before its error is told. Dropping it does so as well, but soon after.

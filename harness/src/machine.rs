@@ -37,6 +37,16 @@ impl fmt::Display for Role {
     }
 }
 
+/// What a machine is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Variant {
+    /// Its own Docker engine, with a container for each service.
+    #[default]
+    Full,
+    /// One small process that answers at the four ports, so that many fit on one host. It has no engine.
+    Light,
+}
+
 /// Name of a machine within its topology: `vps`, `gpu`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MachineName(Cow<'static, str>);
@@ -59,6 +69,14 @@ impl MachineName {
         match n {
             0 | 1 => GPU,
             n => Self(Cow::Owned(format!("gpu-{n}"))),
+        }
+    }
+
+    /// Its place among the GPU machines, from 1; none for the VPS machine.
+    pub fn number(&self) -> Option<usize> {
+        match self.as_str() {
+            "gpu" => Some(1),
+            name => name.strip_prefix("gpu-")?.parse().ok(),
         }
     }
 
@@ -118,6 +136,8 @@ pub struct Setting {
     pub image_set: String,
     /// Directory of models.
     pub models: PathBuf,
+    /// What its GPU machines are made of.
+    pub gpus: Variant,
     /// Address of each machine.
     pub addresses: BTreeMap<MachineName, Ipv4Addr>,
     /// What machines may do to the host.
@@ -145,6 +165,14 @@ pub const PORTS: [(u16, &str); 6] = [
     (8083, "WOPR_QWEN_PORT"),
 ];
 const GPU_PORTS: std::ops::RangeInclusive<u16> = 8080..=8083;
+
+/// What an engine keeps, and where.
+const ENGINE_VOLUMES: [(&str, &str); 2] = [
+    ("docker-data", paths::DOCKER_ROOT),
+    ("containerd-data", paths::CONTAINERD_ROOT),
+];
+/// Label of a light machine.
+pub(crate) const LABEL_LIGHT: &str = "wopr.light";
 
 /// Id of the topology that people start by hand.
 pub const BY_HAND: &str = "local";
@@ -174,12 +202,24 @@ impl Setting {
         self.control.join(machine.as_str())
     }
 
-    /// Names of a machine's own volumes, and their labels.
-    pub fn volumes(&self, machine: &MachineName) -> [(String, BTreeMap<String, String>); 2] {
-        ["docker-data", "containerd-data"].map(|what| {
+    /// What a machine is made of.
+    pub fn variant(&self, machine: &MachineName) -> Variant {
+        match machine.role() {
+            Role::Vps => Variant::Full,
+            Role::Gpu => self.gpus,
+        }
+    }
+
+    /// Names of a machine's own volumes, and their labels: what its engine keeps, where it has one.
+    pub fn volumes(&self, machine: &MachineName) -> Vec<(String, BTreeMap<String, String>)> {
+        let volume = |(what, _): &(&str, &str)| {
             let key = format!("{machine}-{what}");
             (self.name(&key), self.labels_for_compose(&[("volume", &key)]))
-        })
+        };
+        match self.variant(machine) {
+            Variant::Full => ENGINE_VOLUMES.iter().map(volume).collect(),
+            Variant::Light => Vec::new(),
+        }
     }
 
     /// Labels of everything of this topology.
@@ -211,16 +251,14 @@ impl Setting {
     /// What `machine`'s container is made from. local/docker-compose.yml says the same for the
     /// topology by hand; a test holds the two equal.
     pub fn machine(&self, machine: &MachineName) -> ContainerSpec {
-        let [(docker, _), (containerd, _)] = self.volumes(machine);
-        let workspace = self.root.join("local").join(machine.role().to_string());
-        let mut mounts = vec![
-            MountSpec::volume(docker, paths::DOCKER_ROOT),
-            MountSpec::volume(containerd, paths::CONTAINERD_ROOT),
-            MountSpec::volume(golden_volume(&self.image_set), paths::GOLDEN).read_only(),
-            MountSpec::directory(workspace, &format!("{}/{}", paths::WORKSPACE, machine.role())),
-            MountSpec::directory(self.control_directory(machine), paths::CONTROL),
-        ];
-        if machine.role() == Role::Gpu {
+        let variant = self.variant(machine);
+        let mut mounts = match variant {
+            Variant::Full => self.engine_mounts(machine),
+            Variant::Light => Vec::new(),
+        };
+        let control = self.control_directory(machine);
+        mounts.push(MountSpec::directory(control, paths::CONTROL));
+        if variant == Variant::Full && machine.role() == Role::Gpu {
             mounts.push(MountSpec::directory(&self.models, paths::MODELS).read_only());
         }
         if !self.by_hand() {
@@ -235,11 +273,18 @@ impl Setting {
         ];
         let mut labels = self.labels_for_compose(&container);
         labels.insert(LABEL_MACHINE.to_owned(), machine.to_string());
+        let command = match variant {
+            Variant::Full => Vec::new(),
+            Variant::Light => {
+                labels.insert(LABEL_LIGHT.to_owned(), "yes".to_owned());
+                vec!["light".to_owned()]
+            }
+        };
         ContainerSpec {
             name: self.name(machine.as_str()),
             image: self.image.clone(),
             hostname: machine.hostname(),
-            command: Vec::new(),
+            command,
             environment: self.environment(machine),
             labels,
             hosts: self
@@ -253,6 +298,21 @@ impl Setting {
             dns: vec![paths::DNS_ADDRESS],
             privilege: self.privilege,
         }
+    }
+
+    /// Where an engine keeps its data, and where its stack is described.
+    fn engine_mounts(&self, machine: &MachineName) -> Vec<MountSpec> {
+        let workspace = self.root.join("local").join(machine.role().to_string());
+        let mut mounts: Vec<_> = self
+            .volumes(machine)
+            .into_iter()
+            .zip(ENGINE_VOLUMES)
+            .map(|((volume, _), (_, place))| MountSpec::volume(volume, place))
+            .collect();
+        mounts.push(MountSpec::volume(golden_volume(&self.image_set), paths::GOLDEN).read_only());
+        let place = format!("{}/{}", paths::WORKSPACE, machine.role());
+        mounts.push(MountSpec::directory(workspace, &place));
+        mounts
     }
 
     /// The Toxiproxy sidecar: started with the first fault that needs it.
@@ -292,6 +352,11 @@ impl Setting {
     }
 
     fn ports(&self, machine: &MachineName) -> Vec<PortMap> {
+        // Each costs a process on the host and a second of its start; who asks a light machine asks its first
+        // process.
+        if self.variant(machine) == Variant::Light {
+            return Vec::new();
+        }
         let here = |(port, _): &&(u16, &str)| match machine.role() {
             Role::Vps => !GPU_PORTS.contains(port),
             Role::Gpu => GPU_PORTS.contains(port),
@@ -333,6 +398,14 @@ mod tests {
         assert_eq!("wopr-gpu".parse::<MachineName>().unwrap(), GPU);
         assert_eq!("vps".parse::<MachineName>().unwrap(), VPS);
         assert_eq!("gpu-3".parse::<MachineName>().unwrap(), MachineName::gpu(3));
+    }
+
+    #[test]
+    fn gpu_machines_are_numbered_from_one() {
+        for number in [1, 2, 10, 48] {
+            assert_eq!(MachineName::gpu(number).number(), Some(number));
+        }
+        assert_eq!(VPS.number(), None);
     }
 
     #[test]

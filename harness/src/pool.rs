@@ -70,7 +70,8 @@ fn digest(bytes: &[u8]) -> String {
 /// Takes a topology of what `builder` describes: one that is idle, else a new one, else waits for one.
 ///
 /// The pool grows to what the host bears: two for each processor and at most what its memory holds, or
-/// `WOPR_POOL` of them. With `WOPR_POOL=0` there is no pool, and each lease boots its own.
+/// `WOPR_POOL` of them. With `WOPR_POOL=0` there is no pool, and each lease boots its own. Light machines are
+/// never shared: each lease boots its own, too.
 ///
 /// # Errors
 /// [`PoolError`].
@@ -87,7 +88,9 @@ fn digest(bytes: &[u8]) -> String {
 pub async fn lease(builder: Builder) -> Result<Lease, PoolError> {
     let mut plan = builder.plan().await?;
     let most = limit()?;
-    if most == 0 {
+    // A fleet that idles holds memory that nobody asks for soon, and a light one boots in the time of its VPS
+    // machine.
+    if most == 0 || plan.is_light() {
         return Ok(Lease::of_its_own(plan.boot().await?));
     }
     let key = plan.key();

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use sqlx::Connection as _;
 
-use crate::machine::GPU;
+use crate::machine::{GPU, MachineName};
 use crate::service::Service;
 use crate::topology::{Topology, TopologyError};
 
@@ -107,6 +107,76 @@ impl NodeSpec {
     }
 }
 
+/// A GPU machine of a fleet, and the node that it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FleetNode {
+    /// The machine.
+    pub machine: MachineName,
+    /// Its node.
+    pub id: NodeId,
+}
+
+impl FleetNode {
+    /// The node of a GPU machine: `local-gpu-node-001` of the first, `local-gpu-node-002` of the second.
+    fn of(machine: &MachineName) -> Self {
+        let number = machine.number().unwrap_or_default();
+        Self {
+            machine: machine.clone(),
+            id: NodeId(format!("local-gpu-node-{number:03}")),
+        }
+    }
+}
+
+impl Topology {
+    /// The nodes that its GPU machines are, by number, whether they are seeded or not.
+    pub fn fleet(&self) -> Vec<FleetNode> {
+        let mut names: Vec<_> = self
+            .machines()
+            .map(|machine| machine.name())
+            .filter(|name| name.number().is_some())
+            .collect();
+        names.sort_by_key(|name| name.number());
+        names.into_iter().map(FleetNode::of).collect()
+    }
+
+    /// Seeds a node for each GPU machine, active at its address and without a droplet, and restarts platform-api
+    /// once. Returned by number.
+    ///
+    /// # Errors
+    /// [`SeedError`].
+    pub async fn seed_fleet(&self) -> Result<Vec<FleetNode>, SeedError> {
+        let fleet = self.fleet();
+        self.seed_nodes(&fleet).await?;
+        Ok(fleet)
+    }
+
+    /// The same for some of them.
+    ///
+    /// # Errors
+    /// [`SeedError`].
+    pub async fn seed_nodes(&self, nodes: &[FleetNode]) -> Result<(), SeedError> {
+        for node in nodes {
+            write(self, &node.spec(self)).await?;
+        }
+        let Some(last) = nodes.last() else {
+            return Ok(());
+        };
+        self.restart(Service::PlatformApi)
+            .await
+            .map_err(|source| SeedError::Topology {
+                node: last.id.clone(),
+                source,
+            })
+    }
+}
+
+impl FleetNode {
+    /// Its row: active, at its machine's address, without a droplet.
+    pub fn spec(&self, topology: &Topology) -> NodeSpec {
+        NodeSpec::at(self.id.clone(), topology.address(&self.machine))
+    }
+}
+
 /// Writes a row as it is; platform-api is not restarted.
 ///
 /// # Errors
@@ -195,6 +265,15 @@ mod tests {
             let error = bad.parse::<NodeId>().unwrap_err().to_string();
             assert!(error.contains("is not a node's id"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_first_machine_of_a_fleet_is_the_node_that_the_seeder_writes() {
+        assert_eq!(FleetNode::of(&GPU).id, NodeId::default());
+        assert_eq!(
+            FleetNode::of(&MachineName::gpu(12)).id.as_str(),
+            "local-gpu-node-012"
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::machine::Role;
+use crate::machine::{MachineName, Role};
 
 /// A service of the stack: an inner container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -142,6 +142,42 @@ impl Service {
             Self::Chatterbox => get(8081, "/health"),
             Self::Whisper => get(8082, "/health"),
             Self::QwenEmbeddings => get(8083, "/health"),
+        }
+    }
+}
+
+/// A service on one machine. A [`Service`] alone is the one of the VPS machine or of the first GPU machine;
+/// [`Service::on`] names another of a fleet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    pub(crate) service: Service,
+    pub(crate) machine: Option<MachineName>,
+}
+
+impl Service {
+    /// This service on a machine of a fleet.
+    pub fn on(self, machine: &MachineName) -> Instance {
+        Instance {
+            service: self,
+            machine: Some(machine.clone()),
+        }
+    }
+}
+
+impl From<Service> for Instance {
+    fn from(service: Service) -> Self {
+        Self {
+            service,
+            machine: None,
+        }
+    }
+}
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.machine {
+            Some(machine) => write!(f, "{} on {machine}", self.service),
+            None => self.service.fmt(f),
         }
     }
 }

@@ -13,3 +13,13 @@ pub async fn topology() -> Lease {
     let leased = pool::lease(Topology::builder().rate(rate)).await;
     leased.unwrap_or_else(|error| panic!("there is no topology for this test: {error}"))
 }
+
+/// A fleet of light machines at the same rate, of this test's own.
+///
+/// # Panics
+/// As [`topology`].
+pub async fn light_fleet(count: usize) -> Topology {
+    let rate = Rate::from_environment().unwrap_or_else(|error| panic!("WOPR_CLOCK_RATE: {error}"));
+    let booted = Topology::builder().rate(rate).gpus(count).light().boot().await;
+    booted.unwrap_or_else(|error| panic!("there is no fleet for this test: {error}"))
+}

@@ -32,7 +32,7 @@ use crate::fault::{FaultError, Sidecar};
 use crate::history::{Deed, Deeds, now_us};
 use crate::machine::{GPU, MachineName, RunningMachine, Setting, VPS};
 use crate::seed::{NodeId, NodeSpec, SeedError};
-use crate::service::Service;
+use crate::service::{Instance, Service};
 use crate::settings::StackSettings;
 
 /// A running topology.
@@ -138,6 +138,14 @@ impl Topology {
         })
     }
 
+    /// The machine of one service among several of its kind.
+    pub(crate) fn machine_with(&self, instance: &Instance) -> &RunningMachine {
+        match &instance.machine {
+            Some(machine) => self.machine(machine),
+            None => self.machine_of(instance.service),
+        }
+    }
+
     /// A machine's address on wopr-dev.
     pub fn address(&self, machine: &MachineName) -> Ipv4Addr {
         self.machine(machine).address()
@@ -229,7 +237,7 @@ impl Topology {
             .restart(&service.container())
             .await?;
         self.until_healthy(&[service]).await?;
-        let restarted = Deed::over(format!("restarted {service}"), self.end_of(service));
+        let restarted = Deed::over(format!("restarted {service}"), self.end_of(&service.into()));
         self.deeds.note(restarted.since(from_us));
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Waiting for what platform-api does about a node: by listening to the database, in platform-api's time.
 
 mod conclude;
+mod fleet;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,6 +15,8 @@ use crate::oracle::Judgement;
 use crate::report::{self, Failing, Meta, Timeline};
 use crate::seed::NodeId;
 use crate::topology::{Topology, TopologyError};
+
+pub use fleet::FleetWatch;
 
 /// What platform-api and the host may take beyond platform-api's own time: a poll's requests, the
 /// database, a busy processor. Real time, since none of it runs faster on a fast clock.

@@ -15,6 +15,9 @@ pub(crate) struct Bench {
     /// How often each is measured.
     #[arg(long, default_value_t = 10)]
     rounds: usize,
+    /// Measure fleets of light machines instead, and the watchdog's cycles over them.
+    #[arg(long)]
+    fleet: bool,
 }
 
 /// What is measured, in the order in which it happens.
@@ -29,6 +32,9 @@ const PHASES: [&str; 6] = [
 
 impl Bench {
     pub(crate) async fn run(self) -> Outcome {
+        if self.fleet {
+            return super::bench_fleet::run(self.rounds).await;
+        }
         let progress = bars::progress();
         // Images and golden volume are made before the first round.
         Topology::builder()

@@ -97,6 +97,15 @@ fn word(state: Option<&wopr_harness::engine::ContainerState>) -> &'static str {
     }
 }
 
+/// What a machine is made of.
+fn made_of(machine: &wopr_harness::machine::RunningMachine) -> &'static str {
+    if machine.is_light() {
+        "one process, no engine"
+    } else {
+        "an engine"
+    }
+}
+
 async fn print(
     topology: &Topology,
     services: &[(Service, ServiceHealth)],
@@ -109,9 +118,10 @@ async fn print(
             machine.name().to_string(),
             word(state.as_ref()).to_owned(),
             machine.address().to_string(),
+            made_of(machine).to_owned(),
         ]);
     }
-    say!("{}\n", table(["machine", "state", "address"], rows));
+    say!("{}\n", table(["machine", "state", "address", "made of"], rows));
     let rows = services.iter().map(|(service, health)| {
         let answer = match health {
             ServiceHealth::Ok => "ok".to_owned(),
@@ -171,7 +181,7 @@ async fn to_json(
         let state = machine.state().await?;
         let state = word(state.as_ref());
         machines
-            .push(json!({ "name": machine.name().as_str(), "state": state, "address": machine.address() }));
+            .push(json!({ "name": machine.name().as_str(), "state": state, "address": machine.address(), "light": machine.is_light() }));
     }
     let services = services.iter().map(|(service, health)| {
         let reason = match health {

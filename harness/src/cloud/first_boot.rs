@@ -10,7 +10,7 @@ use serde::Deserialize;
 use wopr_machine::paths::{CONTROL, TRUST, TRUST_BUNDLE};
 
 use super::{CloudError, Conduct};
-use crate::machine::RunningMachine;
+use crate::machine::{RunningMachine, Variant};
 
 /// Five registrations that each try six times, and whatever downloads are made to take.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -77,7 +77,7 @@ fn script(user_data: &str, dies_after: Option<&str>) -> Result<String, String> {
 }
 
 /// Stands in for a command that reaches for the internet.
-fn stand_in(name: &str, conduct: &Conduct) -> String {
+fn stand_in(name: &str, conduct: &Conduct, variant: Variant) -> String {
     let fails = i32::from(conduct.fails.iter().any(|failing| failing == name));
     let takes = conduct.step.as_secs_f64();
     let real = match name {
@@ -89,11 +89,15 @@ while [ $# -gt 0 ]; do [ "$1" = -o ] && file=$2; shift; done
         }
         "docker" => {
             r#"[ "$1" = compose ] || exec /usr/bin/docker "$@"
-[ FAILS = 0 ] && /usr/bin/docker start $(/usr/bin/docker ps --all --quiet) > /dev/null"#
+[ FAILS = 0 ] && START > /dev/null"#
         }
         _ => "",
     };
-    let real = real.replace("FAILS", &fails.to_string());
+    let start = match variant {
+        Variant::Full => "/usr/bin/docker start $(/usr/bin/docker ps --all --quiet)",
+        Variant::Light => "/usr/local/sbin/wopr-machine start-services",
+    };
+    let real = real.replace("FAILS", &fails.to_string()).replace("START", start);
     format!("#!/bin/sh\n{real}\nsleep {takes}\nexit {fails}\n")
 }
 
@@ -113,7 +117,11 @@ fn prepare(
     std::fs::create_dir_all(&bin)?;
     std::fs::set_permissions(&directory, Permissions::from_mode(0o700))?;
     for name in STAND_INS {
-        write(&bin.join(name), &stand_in(name, conduct), 0o700)?;
+        write(
+            &bin.join(name),
+            &stand_in(name, conduct, machine.variant()),
+            0o700,
+        )?;
     }
     let trusted = vps.control_directory().join(TRUST).join(TRUST_BUNDLE);
     std::fs::copy(trusted, directory.join(TRUST_BUNDLE))?;
@@ -193,8 +201,17 @@ mod tests {
 
     #[test]
     fn a_command_that_is_to_fail_does() {
-        let text = stand_in("apt-get", &Conduct::default().fails("apt-get"));
+        let text = stand_in("apt-get", &Conduct::default().fails("apt-get"), Variant::Full);
         assert!(text.ends_with("exit 1\n"), "{text}");
-        assert!(stand_in("curl", &Conduct::default()).ends_with("exit 0\n"));
+        let text = stand_in("curl", &Conduct::default(), Variant::Full);
+        assert!(text.ends_with("exit 0\n"), "{text}");
+    }
+
+    #[test]
+    fn a_light_machine_starts_its_services_without_an_engine() {
+        let light = stand_in("docker", &Conduct::default(), Variant::Light);
+        assert!(light.contains("wopr-machine start-services"), "{light}");
+        let full = stand_in("docker", &Conduct::default(), Variant::Full);
+        assert!(full.contains("docker start"), "{full}");
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use wopr_machine::protocol::Request;
+
 use super::CloudError;
 use crate::engine::Engine;
 use crate::machine::{MachineName, RunningMachine, Setting};
@@ -80,11 +82,16 @@ impl Rack {
         let name = machine.name();
         topology::power_on(&self.engine, &self.setting, &self.settings, name, |_| {}).await?;
         machine.read_ports().await?;
-        for container in machine.engine().containers_with_label(COMPOSE).await? {
-            machine
-                .engine()
-                .stop(&container, std::time::Duration::ZERO)
-                .await?;
+        if machine.is_light() {
+            let rest = Request::Rest { resting: true };
+            machine.control().await?.ask(&rest).await?;
+        } else {
+            for container in machine.engine().containers_with_label(COMPOSE).await? {
+                machine
+                    .engine()
+                    .stop(&container, std::time::Duration::ZERO)
+                    .await?;
+            }
         }
         machine.set_racked(false);
         self.taken().busy.remove(name);

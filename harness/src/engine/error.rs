@@ -23,6 +23,12 @@ pub enum EngineError {
         /// Why.
         source: bollard::errors::Error,
     },
+    /// A machine that has no engine.
+    #[error("machine {machine} is light: it has no engine; boot it full to look into its containers")]
+    Light {
+        /// The machine.
+        machine: String,
+    },
     /// A call failed.
     #[error("the engine could not {action}: {source}")]
     Call {

@@ -24,6 +24,14 @@ pub enum FaultError {
     /// A machine that was to come back.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// A fault that needs an engine, on a machine that has none.
+    #[error("machine {machine} is light: it has no engine; boot it full for this fault ({fault})")]
+    Light {
+        /// The fault.
+        fault: String,
+        /// The machine.
+        machine: MachineName,
+    },
     /// The machine could not apply it.
     #[error("{fault}: {machine} refused it: {reason}")]
     Refused {

@@ -208,8 +208,6 @@ impl<'a> Link<'a> {
     }
 
     pub(super) async fn see(&self, applying: Applying, sight: Sight) -> Result<Fault, FaultError> {
-        let mut fault = applying.see(sight, self.topology.deeds().clone()).await?;
-        fault.machines = self.topology.control_directories();
-        Ok(fault)
+        self.topology.see(applying, sight).await
     }
 }

@@ -7,7 +7,7 @@ use wopr_machine::protocol::{Phase, Reply, Request};
 
 use super::cure::{Cure, Harm, Patient};
 use super::probe::Question;
-use super::service::Asker;
+use super::service::{Asker, needs_engine};
 use super::{Applying, Fault, FaultError, Outcome, Probe};
 use crate::history::{Bearing, Deed, Impact, Meaning, Upset, now_us};
 use crate::machine::{MachineName, Role, RunningMachine, VPS};
@@ -150,6 +150,9 @@ impl Topology {
     /// [`FaultError`].
     pub async fn kill_engine(&self, machine: &MachineName) -> Result<(), FaultError> {
         let target = self.machine(machine);
+        if target.is_light() {
+            return Err(needs_engine(target, &format!("kill of the engine of {machine}")));
+        }
         let mut control = target.control().await?;
         let from_us = now_us();
         control.run(&["sh", "-c", KILL_DOCKERD], NOTICE).await?;
@@ -251,11 +254,15 @@ impl Topology {
     /// A request from the other machine that is answered now; none when every service is harmed already, or the
     /// other machine is.
     async fn question_to(&self, machine: &MachineName) -> Result<Option<Question>, FaultError> {
-        let others = self.machines().filter(|other| other.name() != machine);
-        for other in others {
-            if !self.harms(other).await?.is_empty() {
-                return Ok(None);
-            }
+        // The one that would ask: in a fleet, others may be down, and this one is seen to be all the same.
+        let asker = match machine.role() {
+            Role::Vps => self.machines().find(|other| other.name() != machine),
+            Role::Gpu => Some(self.machine(&VPS)),
+        };
+        if let Some(other) = asker
+            && !self.harms(other).await?.is_empty()
+        {
+            return Ok(None);
         }
         if !self.harms(self.machine(machine)).await?.is_empty() {
             return Ok(None);

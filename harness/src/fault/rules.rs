@@ -167,6 +167,32 @@ impl Rule {
     }
 }
 
+/// Steps by which a machine drops all that it sends to these addresses: one rule for each, and one command for
+/// all of a chain.
+pub(super) fn drop_all_to(addresses: &[Ipv4Addr]) -> Vec<Step> {
+    let listed: Vec<_> = addresses.iter().map(Ipv4Addr::to_string).collect();
+    let listed = listed.join(",");
+    let words = |action: &str, chain: &str| {
+        strings(&[
+            "iptables",
+            "--wait",
+            action,
+            chain,
+            "--destination",
+            &listed,
+            "--jump",
+            "DROP",
+        ])
+    };
+    let chains = Place::Machine.chains().iter();
+    chains
+        .map(|chain| Step {
+            apply: words("--insert", chain),
+            undo: words("--delete", chain),
+        })
+        .collect()
+}
+
 impl Packets {
     fn words(self) -> Vec<String> {
         match self {

@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use wopr_machine::protocol::{Answer, Caller, Manner, Request, Step};
+use wopr_machine::protocol::{Answer, Caller, Halt, Manner, Request, Step};
 
 use super::probe::Question;
 use super::query::Query;
 use super::{Applying, Fault, FaultError, Outcome};
 use crate::history::{Bearing, Deed, Meaning, Upset, now_us};
 use crate::machine::{Role, RunningMachine, VPS};
-use crate::service::{Health, Service};
+use crate::service::{Health, Instance, Service};
 use crate::topology::{Topology, TopologyError};
 
 /// An engine starts what has ended within 100 ms, and later each time: this is for the seventh in a row.
@@ -21,14 +21,19 @@ impl Topology {
     ///
     /// # Errors
     /// [`FaultError`].
-    pub async fn stop_service(&self, service: Service) -> Result<Fault, FaultError> {
-        let name = service.container();
-        let step = command(
-            ["docker", "stop", "--time", "0", &name],
-            ["docker", "start", &name],
-        );
-        self.hold_service("stop", service, step, Outcome::Refused, self.end_of(service))
-            .await
+    pub async fn stop_service(&self, service: impl Into<Instance>) -> Result<Fault, FaultError> {
+        let service = service.into();
+        let name = service.service.container();
+        let end = Ending {
+            word: "stop",
+            step: command(
+                ["docker", "stop", "--time", "0", &name],
+                ["docker", "start", &name],
+            ),
+            light: Some(Halt::Stop),
+            outcome: Outcome::Refused,
+        };
+        self.hold_service(&service, end).await
     }
 
     /// Kills a service, and keeps it dead: connections to it are refused, and what it had not written is lost. Its
@@ -36,11 +41,16 @@ impl Topology {
     ///
     /// # Errors
     /// [`FaultError`].
-    pub async fn kill_service(&self, service: Service) -> Result<Fault, FaultError> {
-        let name = service.container();
-        let step = command(["docker", "kill", &name], ["docker", "start", &name]);
-        self.hold_service("kill", service, step, Outcome::Refused, self.end_of(service))
-            .await
+    pub async fn kill_service(&self, service: impl Into<Instance>) -> Result<Fault, FaultError> {
+        let service = service.into();
+        let name = service.service.container();
+        let end = Ending {
+            word: "kill",
+            step: command(["docker", "kill", &name], ["docker", "start", &name]),
+            light: None,
+            outcome: Outcome::Refused,
+        };
+        self.hold_service(&service, end).await
     }
 
     /// Kills a service's first process from outside, as the kernel's out-of-memory killer does: its engine
@@ -48,10 +58,14 @@ impl Topology {
     ///
     /// # Errors
     /// [`FaultError`].
-    pub async fn crash_service(&self, service: Service) -> Result<(), FaultError> {
-        let machine = self.machine_of(service);
+    pub async fn crash_service(&self, service: impl Into<Instance>) -> Result<(), FaultError> {
+        let instance = service.into();
+        let (service, machine) = (instance.service, self.machine_with(&instance));
+        if machine.is_light() {
+            return Err(needs_engine(machine, &format!("crash of {instance}")));
+        }
         let refused = |reason: String| FaultError::Refused {
-            fault: format!("crash of {service}"),
+            fault: format!("crash of {instance}"),
             machine: machine.name().clone(),
             reason,
         };
@@ -74,50 +88,59 @@ impl Topology {
                 _ => tokio::time::sleep(PAUSE).await,
             }
         }
-        let crash = Deed::over(format!("crash of {service}"), self.end_of(service));
+        let crash = Deed::over(format!("crash of {instance}"), self.end_of(&instance));
         self.deeds().note(crash.since(from_us));
-        Ok(self.until_healthy(&[service]).await?)
+        Ok(self.until_healthy_on(machine, service).await?)
     }
 
     /// Freezes a service: connections to it come about, and nothing is said.
     ///
     /// # Errors
     /// [`FaultError`].
-    pub async fn pause_service(&self, service: Service) -> Result<Fault, FaultError> {
-        let name = service.container();
-        let step = command(["docker", "pause", &name], ["docker", "unpause", &name]);
-        let meaning = match service {
-            // It keeps its memory.
-            Service::PlatformApi => Meaning::upsets([Upset::Running]),
-            other => self.end_of(other),
+    pub async fn pause_service(&self, service: impl Into<Instance>) -> Result<Fault, FaultError> {
+        let service = service.into();
+        let name = service.service.container();
+        let end = Ending {
+            word: "pause",
+            step: command(["docker", "pause", &name], ["docker", "unpause", &name]),
+            light: Some(Halt::Freeze),
+            outcome: Outcome::NoAnswer,
         };
-        self.hold_service("pause", service, step, Outcome::NoAnswer, meaning)
-            .await
+        self.hold_service(&service, end).await
     }
 
-    async fn hold_service(
-        &self,
-        word: &str,
-        service: Service,
-        step: Step,
-        outcome: Outcome,
-        meaning: Meaning,
-    ) -> Result<Fault, FaultError> {
-        let machine = self.machine_of(service).name().clone();
-        let mut applying = Applying::new(format!("{word} of {service}"), meaning);
-        applying
-            .hold(&machine, self.control(&machine).await?, vec![step])
-            .await?;
+    async fn hold_service(&self, service: &Instance, end: Ending) -> Result<Fault, FaultError> {
+        let here = self.machine_with(service);
+        let machine = here.name();
+        let meaning = match (end.outcome, service.service) {
+            // Frozen it keeps its memory.
+            (Outcome::NoAnswer, Service::PlatformApi) => Meaning::upsets([Upset::Running]),
+            _ => self.end_of(service),
+        };
+        let mut applying = Applying::new(format!("{} of {service}", end.word), meaning);
+        let control = here.control().await?;
+        match (here.is_light(), end.light, service.service.health()) {
+            (false, ..) => applying.hold(machine, control, vec![end.step]).await?,
+            (true, Some(halt), Health::Get { port, .. }) => {
+                applying
+                    .mechanism
+                    .push(format!("{machine}: {halt:?} of what answers at port {port}"));
+                let name = applying.name.clone();
+                let request = Request::Halt { name, port, halt };
+                applying.ask(machine, control, &request).await?;
+            }
+            (true, ..) => return Err(needs_engine(here, &applying.name)),
+        }
         let expected: Vec<_> = self
-            .service_question(service, Asker::Itself)
+            .question_at(here, service.service, Asker::Itself)
             .into_iter()
-            .map(|asked| (asked, outcome))
+            .map(|asked| (asked, end.outcome))
             .collect();
         let fault = applying.confirm(&expected, self.deeds().clone()).await?;
-        match service.health() {
+        match service.service.health() {
             Health::Query => {
                 let query = Query(self.database_options()?);
-                fault.seen_by(query, &[outcome]).await
+                fault.seen_by(query, &[end.outcome]).await
             }
             Health::Get { .. } => Ok(fault),
         }
@@ -128,20 +151,26 @@ impl Topology {
     ///
     /// # Errors
     /// [`FaultError`].
-    pub async fn impersonate(&self, service: Service, manner: Manner) -> Result<Fault, FaultError> {
-        let Health::Get { port, .. } = service.health() else {
+    pub async fn impersonate(
+        &self,
+        service: impl Into<Instance>,
+        manner: Manner,
+    ) -> Result<Fault, FaultError> {
+        let service = service.into();
+        let here = self.machine_with(&service);
+        let Health::Get { port, .. } = service.service.health() else {
             let reason = "it has no published port".to_owned();
-            let machine = self.machine_of(service).name().clone();
+            let machine = here.name().clone();
             return Err(FaultError::Refused {
                 fault: format!("{manner:?} of {service}"),
                 machine,
                 reason,
             });
         };
-        let machine = self.machine_of(service).name().clone();
+        let machine = here.name().clone();
         // A connection from before may still lead to the service itself.
         let bearing = Bearing::at(self.address(&machine), Some(port));
-        let meaning = match service.role() {
+        let meaning = match service.service.role() {
             Role::Gpu => Meaning::may_harm(bearing),
             Role::Vps => Meaning::nothing(),
         };
@@ -170,7 +199,7 @@ impl Topology {
             _ => Duration::ZERO,
         };
         let expected: Vec<_> = self
-            .service_question(service, Asker::Other)
+            .question_at(here, service.service, Asker::Other)
             .into_iter()
             .map(|asked| (asked.slower_by(slower_by), outcome))
             .collect();
@@ -192,24 +221,20 @@ impl Topology {
     }
 
     /// What it means for polls that a service is not there, or starts.
-    pub(crate) fn end_of(&self, service: Service) -> Meaning {
+    pub(crate) fn end_of(&self, instance: &Instance) -> Meaning {
+        let service = instance.service;
         match (service, service.health()) {
             (Service::PlatformApi, _) => Meaning::upsets([Upset::Memory, Upset::Running]).and(Upset::Rules),
             (Service::Postgres, _) => Meaning::upsets([Upset::Database]),
             (_, Health::Get { port, .. }) if service.role() == Role::Gpu => {
-                let address = self.machine_of(service).address();
+                let address = self.machine_with(instance).address();
                 Meaning::cuts(Bearing::at(address, Some(port)))
             }
             _ => Meaning::nothing(),
         }
     }
 
-    /// A request to a service's published port; none for the database.
-    pub(super) fn service_question(&self, service: Service, asker: Asker) -> Vec<Question> {
-        self.question_at(self.machine_of(service), service, asker)
-    }
-
-    /// The same on one machine of several that have the service.
+    /// A request to a service's published port on a machine; none for the database.
     pub(super) fn question_at(&self, here: &RunningMachine, service: Service, asker: Asker) -> Vec<Question> {
         let Health::Get { port, path, .. } = service.health() else {
             return Vec::new();
@@ -228,6 +253,23 @@ impl Topology {
             url: format!("http://{}:{port}{path}", here.address()),
             slower_by: Duration::ZERO,
         }]
+    }
+}
+
+/// A way in which a service is put out, by its engine.
+struct Ending {
+    word: &'static str,
+    step: Step,
+    /// The same where it has none, if there is such a way.
+    light: Option<Halt>,
+    outcome: Outcome,
+}
+
+/// A machine that has no engine was to have something done by it.
+pub(super) fn needs_engine(machine: &RunningMachine, fault: &str) -> FaultError {
+    FaultError::Light {
+        fault: fault.to_owned(),
+        machine: machine.name().clone(),
     }
 }
 

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use wopr_machine::protocol::{Reply, Request};
 
 use super::FaultError;
@@ -13,6 +13,17 @@ use crate::control::{Control, ControlError};
 
 /// What is unharmed answers at once; this is for a host on its knees.
 const UNHARMED: Duration = Duration::from_secs(3);
+
+/// Looks that are taken at a time: those of a fleet's partition are hundreds, and each has a time-out that a busy
+/// host must not use up.
+const AT_ONCE: usize = 32;
+
+/// Side by side, so many at a time, in their order.
+async fn all<T>(
+    looks: impl IntoIterator<Item = impl Future<Output = Result<T, FaultError>>>,
+) -> Result<Vec<T>, FaultError> {
+    stream::iter(looks).buffered(AT_ONCE).try_collect().await
+}
 
 /// How requests end while a fault is in effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +93,7 @@ impl Sight {
         effect: Effect,
         unharmed: Vec<Question>,
     ) -> Result<Self, FaultError> {
-        let harmed = try_join_all(harmed.into_iter().map(|question| async move {
+        let harmed = all(harmed.into_iter().map(|question| async move {
             let (flow, spare) = tokio::try_join!(open(&question), open(&question))?;
             Ok::<_, FaultError>(Seen {
                 question,
@@ -91,7 +102,7 @@ impl Sight {
                 spare,
             })
         }));
-        let unharmed = try_join_all(unharmed.into_iter().map(|question| async move {
+        let unharmed = all(unharmed.into_iter().map(|question| async move {
             let flow = open(&question).await?;
             Ok::<_, FaultError>(flow.map(|flow| Seen {
                 question,
@@ -110,7 +121,7 @@ impl Sight {
     pub(super) async fn after(self, fault: &str) -> Result<(Vec<Probe>, Vec<After>), FaultError> {
         let looks = self.0.into_iter().map(|seen| look(seen, fault));
         let (mut probes, mut after) = (Vec::new(), Vec::new());
-        for (seen, again) in try_join_all(looks).await? {
+        for (seen, again) in all(looks).await? {
             probes.extend(seen);
             after.extend(again);
         }
@@ -212,7 +223,7 @@ pub(super) async fn healed(
             probe,
         })
     });
-    try_join_all(looks).await.map(drop)
+    all(looks).await.map(drop)
 }
 
 /// Whether any machine holds a fault.

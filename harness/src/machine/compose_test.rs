@@ -36,6 +36,7 @@ fn setting() -> Setting {
         toxiproxy: String::new(),
         image_set: "abc".to_owned(),
         models: "/root/models/tiny".into(),
+        gpus: super::Variant::Full,
         addresses: BTreeMap::from([(VPS, lan.address(0)), (GPU, lan.address(1))]),
         privilege: Privilege::Nested,
         gid: 7,

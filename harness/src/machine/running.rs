@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{MachineName, engine_socket};
+use super::{MachineName, Variant, engine_socket};
 use crate::control::{Control, ControlError};
 use crate::engine::{ContainerState, Engine, EngineError, Output};
 use crate::service::Service;
@@ -22,6 +23,7 @@ pub struct RunningMachine {
     container: String,
     control: PathBuf,
     inner: Engine,
+    variant: Variant,
     place: Arc<Mutex<Place>>,
 }
 
@@ -46,10 +48,20 @@ impl RunningMachine {
         container: String,
         control: PathBuf,
         address: Ipv4Addr,
+        variant: Variant,
     ) -> Result<Self, EngineError> {
         let socket = engine_socket(&control);
-        let inner = match host.container(&container).await? {
-            Some(state) if state.running => Engine::at(socket).await?,
+        if !socket.exists() {
+            // The engine's client wants a socket to be there from the first; an engine makes it anew.
+            UnixListener::bind(&socket).map_err(|source| EngineError::Io {
+                action: "make a socket at",
+                path: socket.clone(),
+                source,
+            })?;
+        }
+        let state = host.container(&container).await?;
+        let inner = match (variant, state) {
+            (Variant::Full, Some(state)) if state.running => Engine::at(socket).await?,
             _ => Engine::unasked(socket)?,
         };
         let machine = Self {
@@ -58,6 +70,7 @@ impl RunningMachine {
             container,
             control,
             inner,
+            variant,
             place: Arc::new(Mutex::new(Place {
                 address,
                 ports: BTreeMap::new(),
@@ -108,9 +121,29 @@ impl RunningMachine {
         &self.host
     }
 
-    /// Its own engine, over a private socket.
+    /// What it is made of.
+    pub fn variant(&self) -> Variant {
+        self.variant
+    }
+
+    /// Whether it is light: it has no engine, and one process answers for its services.
+    pub fn is_light(&self) -> bool {
+        self.variant == Variant::Light
+    }
+
+    /// Its own engine, over a private socket. Of a light machine nothing answers there.
     pub fn engine(&self) -> &Engine {
         &self.inner
+    }
+
+    /// Its own engine, where it has one.
+    fn own_engine(&self) -> Result<&Engine, EngineError> {
+        match self.variant {
+            Variant::Full => Ok(&self.inner),
+            Variant::Light => Err(EngineError::Light {
+                machine: self.name.to_string(),
+            }),
+        }
     }
 
     /// Its control directory on the host.
@@ -167,17 +200,17 @@ impl RunningMachine {
     /// What a service's container is doing; `None` when the machine has none.
     ///
     /// # Errors
-    /// [`EngineError::Call`].
+    /// [`EngineError::Call`], [`EngineError::Light`].
     pub async fn service(&self, service: Service) -> Result<Option<ContainerState>, EngineError> {
-        self.inner.container(&service.container()).await
+        self.own_engine()?.container(&service.container()).await
     }
 
     /// Runs a program in a service's container.
     ///
     /// # Errors
-    /// [`EngineError::Call`].
+    /// [`EngineError::Call`], [`EngineError::Light`].
     pub async fn exec(&self, service: Service, argv: &[&str]) -> Result<Output, EngineError> {
-        self.inner.exec(&service.container(), argv).await
+        self.own_engine()?.exec(&service.container(), argv).await
     }
 
     /// Ends the machine as a power cut does.

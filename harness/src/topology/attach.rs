@@ -10,7 +10,7 @@ use crate::clock::{Dial, Rate};
 use crate::dirs::Dirs;
 use crate::engine::{Engine, Lan, Privilege};
 use crate::history::Deeds;
-use crate::machine::{BY_HAND, GPU, Role, RunningMachine, Setting, VPS};
+use crate::machine::{BY_HAND, GPU, LABEL_LIGHT, Role, RunningMachine, Setting, VPS, Variant};
 use crate::service::Service;
 use crate::settings::StackSettings;
 
@@ -34,6 +34,7 @@ impl Topology {
             toxiproxy: String::new(),
             image_set: String::new(),
             models: dirs.tiny_models(),
+            gpus: Variant::Full,
             addresses: BTreeMap::from([(VPS, Lan::BY_HAND.address(0)), (GPU, Lan::BY_HAND.address(1))]),
             privilege: Privilege::Nested,
             gid: rustix::process::getgid().as_raw(),
@@ -66,9 +67,13 @@ impl Topology {
             let address = state.networks.get(&setting.network()).copied().flatten();
             let address = address.unwrap_or(setting.addresses[&name]);
             setting.image = state.image;
-            let directory = setting.control_directory(&name);
+            if state.labels.contains_key(LABEL_LIGHT) {
+                setting.gpus = Variant::Light;
+            }
+            let (directory, variant) = (setting.control_directory(&name), setting.variant(&name));
+            let (name_of_it, host) = (name.clone(), engine.clone());
             let machine =
-                RunningMachine::connect(name.clone(), engine.clone(), container, directory, address).await?;
+                RunningMachine::connect(name_of_it, host, container, directory, address, variant).await?;
             machines.insert(name, machine);
         }
         // By hand, one that a fault put off is there to be healed.

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use futures_util::future::try_join_all;
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
@@ -22,7 +21,7 @@ use crate::disk;
 use crate::engine::{Engine, Lan, Privilege};
 use crate::history::Deeds;
 use crate::image::ImageSet;
-use crate::machine::{BY_HAND, MachineName, Role, RunningMachine, Setting, VPS, engine_socket};
+use crate::machine::{BY_HAND, MachineName, Role, RunningMachine, Setting, VPS, Variant};
 use crate::models;
 use crate::privilege;
 use crate::progress::{Progress, Task};
@@ -79,6 +78,11 @@ impl Plan {
         hex::encode(hash.finalize())[..12].to_owned()
     }
 
+    /// Whether its GPU machines are light.
+    pub(crate) fn is_light(&self) -> bool {
+        self.fleet.variant == Variant::Light
+    }
+
     /// How machines of a topology of this plan are set.
     fn setting(&self, topology: String, control: PathBuf, privilege: Privilege) -> Setting {
         Setting {
@@ -89,6 +93,7 @@ impl Plan {
             toxiproxy: self.set.toxiproxy.clone(),
             image_set: self.set.id.clone(),
             models: self.models.clone(),
+            gpus: self.fleet.variant,
             addresses: BTreeMap::new(),
             privilege,
             gid: rustix::process::getgid().as_raw(),
@@ -161,11 +166,13 @@ impl Plan {
         claim: Claim,
     ) -> Result<Topology, TopologyError> {
         let (dirs, engine) = (&self.dirs, &self.engine);
-        models::check(&self.models, &self.settings.of(Role::Gpu))?;
+        if self.fleet.variant == Variant::Full {
+            models::check(&self.models, &self.settings.of(Role::Gpu))?;
+        }
         let info = engine.info().await?;
         disk::check(&info.root, disk::for_boot()?, "two machines")?;
         let privilege = privilege::find(engine, &info, dirs, &self.set.machine, &self.progress).await?;
-        let task = self.progress.begin("booting two machines");
+        let task = self.progress.begin(&self.fleet.title());
         let swept = sweep_for_a_while(engine, dirs, self.idle);
         let mut setting = self.setting(claim.topology, control, privilege);
         setting.chosen_ports = chosen_ports;
@@ -308,7 +315,7 @@ impl Booting {
         task: &Task,
     ) -> Result<BTreeMap<MachineName, RunningMachine>, TopologyError> {
         let lan = self.make_network().await?;
-        let Fleet { running, racked } = self.fleet;
+        let Fleet { running, racked, .. } = self.fleet;
         self.setting.addresses.insert(VPS, lan.address(0));
         for number in 1..=running + racked {
             // The third place is the sidecar's.
@@ -317,8 +324,12 @@ impl Booting {
             self.setting.addresses.insert(MachineName::gpu(number), address);
         }
         let starting = [VPS].into_iter().chain((1..=running).map(MachineName::gpu));
+        let at_once = self.fleet.at_once();
         let started = starting.map(|name| self.start_machine(name, task));
-        let mut machines = try_join_all(started).await?;
+        let mut machines: Vec<_> = stream::iter(started)
+            .buffer_unordered(at_once)
+            .try_collect()
+            .await?;
         for number in running + 1..=running + racked {
             machines.push(self.rack_machine(MachineName::gpu(number)).await?);
         }
@@ -335,11 +346,9 @@ impl Booting {
             self.setting.addresses[&name],
         );
         dirs::make_private(&control)?;
-        // The engine's client wants a socket to be there from the first; the machine makes it anew.
-        let socket = engine_socket(&control);
-        UnixListener::bind(&socket).map_err(TopologyError::io("make a socket at", &socket))?;
-        let container = self.setting.name(name.as_str());
-        let machine = RunningMachine::connect(name, self.engine.clone(), container, control, address).await?;
+        let (container, variant) = (self.setting.name(name.as_str()), self.setting.variant(&name));
+        let host = self.engine.clone();
+        let machine = RunningMachine::connect(name, host, container, control, address, variant).await?;
         machine.set_racked(true);
         Ok(machine)
     }
@@ -367,9 +376,9 @@ impl Booting {
         })
         .await?;
         let container = self.setting.name(name.as_str());
-        let address = self.setting.addresses[&name];
-        let machine =
-            RunningMachine::connect(name, self.engine.clone(), container, control_directory, address);
+        let (address, variant) = (self.setting.addresses[&name], self.setting.variant(&name));
+        let host = self.engine.clone();
+        let machine = RunningMachine::connect(name, host, container, control_directory, address, variant);
         Ok(machine.await?)
     }
 }

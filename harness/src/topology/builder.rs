@@ -9,7 +9,7 @@ use crate::clock::Rate;
 use crate::dirs::Dirs;
 use crate::engine::Engine;
 use crate::image;
-use crate::machine::{Role, Setting};
+use crate::machine::{Role, Setting, Variant};
 use crate::profile::Profile;
 use crate::progress::Progress;
 use crate::settings::StackSettings;
@@ -39,6 +39,40 @@ pub(super) struct Fleet {
     pub(super) running: usize,
     /// That wait in the rack for a droplet to be made of them.
     pub(super) racked: usize,
+    /// What all of them are made of.
+    pub(super) variant: Variant,
+}
+
+/// Full machines that boot at a time for each processor: an engine's start is a second of one.
+const FULL_PER_CORE: usize = 4;
+/// Light ones: most of their start is the host's engine at work, which does one thing after the other.
+const LIGHT_PER_CORE: usize = 3;
+
+impl Fleet {
+    /// What is booted, as `booting the VPS machine and 16 light GPU machines`.
+    pub(super) fn title(self) -> String {
+        let light = match self.variant {
+            Variant::Full => "",
+            Variant::Light => "light ",
+        };
+        match self.running {
+            1 if self.variant == Variant::Full => "booting two machines".to_owned(),
+            1 => "booting the VPS machine and a light GPU machine".to_owned(),
+            count => format!("booting the VPS machine and {count} {light}GPU machines"),
+        }
+    }
+
+    /// How many machines start at a time: all at once, each would wait for all, and a time-out for one would
+    /// be a time-out for every one.
+    pub(super) fn at_once(self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let each = match self.variant {
+            Variant::Full => FULL_PER_CORE,
+            Variant::Light => LIGHT_PER_CORE,
+        };
+        // The VPS machine takes longest, and begins with the first.
+        cores * each + 1
+    }
 }
 
 /// Volumes to boot on.
@@ -62,6 +96,7 @@ impl Builder {
             fleet: Fleet {
                 running: 1,
                 racked: 0,
+                variant: Variant::Full,
             },
             resting: None,
         }
@@ -127,6 +162,26 @@ impl Builder {
     #[must_use]
     pub fn gpus(mut self, count: usize) -> Self {
         self.fleet.running = count.max(1);
+        self
+    }
+
+    /// GPU machines without an engine: the four services are one small process that answers `/health` at the
+    /// same ports, so that dozens fit on one host. Links, names, packets, freezing, power and moves are as on
+    /// full machines; what needs an engine is refused with [`FaultError::Light`](crate::fault::FaultError::Light).
+    ///
+    /// ```no_run
+    /// # async fn doc() -> Result<(), Box<dyn std::error::Error>> {
+    /// use wopr_harness::Topology;
+    ///
+    /// let topology = Topology::builder().gpus(16).light().boot().await?;
+    /// let nodes = topology.seed_fleet().await?;
+    /// assert_eq!(nodes.len(), 16);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn light(mut self) -> Self {
+        self.fleet.variant = Variant::Light;
         self
     }
 

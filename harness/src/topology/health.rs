@@ -1,10 +1,12 @@
 //! Whether the services are well: by a real request through the real path, and for the database by a
 //! query.
 
+use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use sqlx::{Connection as _, Executor as _};
 use tokio::time::Instant;
+use wopr_machine::protocol::{Outcome, Reply, Request, Talk};
 
 use super::{Topology, TopologyError};
 use crate::machine::RunningMachine;
@@ -50,6 +52,7 @@ impl Topology {
         let asked = tokio::time::timeout(ATTEMPT, async {
             match service.health() {
                 Health::Query => self.query().await,
+                Health::Get { port, path, .. } if machine.is_light() => ask_itself(machine, port, path).await,
                 Health::Get { port, path, host } => self.get(machine, port, path, host).await,
             }
         });
@@ -105,6 +108,15 @@ impl Topology {
         futures_util::future::try_join_all(waits).await.map(drop)
     }
 
+    /// The same on one machine of several that have the service.
+    pub(crate) async fn until_healthy_on(
+        &self,
+        machine: &RunningMachine,
+        service: Service,
+    ) -> Result<(), TopologyError> {
+        self.until_one_healthy(machine, service).await
+    }
+
     /// Waits until every service of every machine that runs answers well.
     pub(super) async fn until_all_healthy(&self) -> Result<(), TopologyError> {
         let expected = self.expected_services();
@@ -130,7 +142,7 @@ impl Topology {
                 ServiceHealth::Down(answer) if began.elapsed() > HEALTH_PATIENCE => {
                     return Err(unhealthy(machine, service, began.elapsed(), answer).await);
                 }
-                ServiceHealth::Down(_) if looked.elapsed() > LOOK => {
+                ServiceHealth::Down(_) if looked.elapsed() > LOOK && !machine.is_light() => {
                     looked = Instant::now();
                     let state = machine.service(service).await?;
                     let restarts = state.map_or(0, |state| state.restarts);
@@ -146,13 +158,44 @@ impl Topology {
     }
 }
 
+/// A light machine publishes no ports on the host: its first process asks in its own network.
+async fn ask_itself(machine: &RunningMachine, port: u16, path: &str) -> ServiceHealth {
+    let request = Request::Ask {
+        from: None,
+        to: SocketAddrV4::new(machine.address(), port),
+        talk: Talk::Http {
+            path: path.to_owned(),
+        },
+        connect_ms: millis(ATTEMPT),
+        answer_ms: millis(ATTEMPT),
+    };
+    let asked = async { machine.control().await?.ask(&request).await };
+    match asked.await {
+        Ok(Reply::Asked {
+            outcome: Outcome::Answered,
+            ..
+        }) => ServiceHealth::Ok,
+        Ok(Reply::Asked { outcome, .. }) => ServiceHealth::Down(format!("GET {path}: {outcome:?}")),
+        Ok(other) => ServiceHealth::Down(format!("the machine answered {other:?}")),
+        Err(error) => ServiceHealth::Down(error.to_string()),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 async fn unhealthy(
     machine: &RunningMachine,
     service: Service,
     waited: Duration,
     answer: String,
 ) -> TopologyError {
-    let log = machine.engine().log_tail(&service.container(), SHOWN).await;
+    let log = if machine.is_light() {
+        machine.host().log_tail(machine.container(), SHOWN).await
+    } else {
+        machine.engine().log_tail(&service.container(), SHOWN).await
+    };
     TopologyError::Unhealthy {
         service,
         machine: machine.name().to_string(),

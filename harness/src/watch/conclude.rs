@@ -13,7 +13,7 @@ use crate::seed::NodeId;
 use crate::topology::Topology;
 
 /// A service that was stopped starts in under a second, and the next poll finds it.
-const CONVERGENCE: PlatformTime = PlatformTime(Duration::from_secs(30 * 6));
+pub(super) const CONVERGENCE: PlatformTime = PlatformTime(Duration::from_secs(30 * 6));
 
 impl Topology {
     /// Ends a scenario that watched no node in particular: every fault healed, each node well again within six
@@ -32,7 +32,7 @@ impl Topology {
     }
 
     /// Nothing that the harness did is in effect any more.
-    async fn end_faults(&self) -> Result<(), WatchError> {
+    pub(super) async fn end_faults(&self) -> Result<(), WatchError> {
         for caller in [Caller::Webhook, Caller::Cloud] {
             self.answer(caller, Answer::Well).await?;
         }
@@ -66,7 +66,7 @@ impl Topology {
     }
 
     /// The history, which the contract allows.
-    async fn judged(&self) -> Result<History, WatchError> {
+    pub(super) async fn judged(&self) -> Result<History, WatchError> {
         let history = self.history().await?;
         match oracle::judge_all(&history) {
             Ok(()) => Ok(history),
