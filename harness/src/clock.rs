@@ -124,7 +124,9 @@ pub(crate) fn write(control: &Path, rate: Rate) -> std::io::Result<()> {
 #[derive(Debug, thiserror::Error)]
 pub enum ClockError {
     /// Its answers carry no time.
-    #[error("platform-api's answers have no Date, by which its clock could be seen: {0}")]
+    #[error(
+        "platform-api's answers have no Date, by which its clock could be seen to run as asked; run it at WOPR_CLOCK_RATE=1, which needs no proof: {0}"
+    )]
     NoDate(String),
     /// It does not answer.
     #[error("platform-api's clock cannot be seen: {0}")]
