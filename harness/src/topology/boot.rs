@@ -172,7 +172,7 @@ impl Plan {
         let info = engine.info().await?;
         disk::check(&info.root, disk::for_boot()?, "two machines")?;
         let privilege = privilege::find(engine, &info, dirs, &self.set.machine, &self.progress).await?;
-        let task = self.progress.begin(&self.fleet.title());
+        let task = self.progress.begin(self.fleet.title());
         let swept = sweep_for_a_while(engine, dirs, self.idle);
         let mut setting = self.setting(claim.topology, control, privilege);
         setting.chosen_ports = chosen_ports;
