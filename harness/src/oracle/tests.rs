@@ -290,3 +290,19 @@ fn a_node_that_is_never_failed_is_a_breach() {
         "{judgement}"
     );
 }
+
+#[test]
+fn a_removal_is_not_the_watchdogs() {
+    let told = |status, error: Option<&str>| {
+        let mut event = row(2 * POLL_US + 20_000, status, [true; 4], 61);
+        if let What::Row(row) = &mut event.what {
+            row.last_error = error.map(str::to_owned);
+        }
+        event
+    };
+    let well = simulate(&[Step::Well; 2]);
+    let with = |event| [well.clone(), vec![event]].concat();
+    assert_eq!(judged(with(told(Status::Destroying, None))), Ok(()));
+    assert_eq!(judged(with(told(Status::Failed, Some("no droplet")))), Ok(()));
+    assert!(judged(with(told(Status::Failed, None))).is_err());
+}
