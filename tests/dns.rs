@@ -76,8 +76,7 @@ async fn a_late_name_server_counts_towards_the_five_seconds(
     let mut watch = topology.watch(&node).await?;
 
     let slow = topology.dns_name(NAME).late(topology.rate().real(late)).await?;
-    watch.next_poll().await?;
-    let row = watch.next_poll().await?;
+    let row = watch.next_whole_poll().await?;
     let verdicts: Vec<_> = row.health().into_values().collect();
     assert_eq!(verdicts, [verdict; 4], "{row:?}\n{}", slow.receipt());
     slow.heal().await?;

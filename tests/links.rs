@@ -35,8 +35,7 @@ async fn latency_counts_towards_the_five_seconds(
         .port(8080)
         .toxic(toxic, Stream::Downstream)
         .await?;
-    watch.next_poll().await?;
-    let row = watch.next_poll().await?;
+    let row = watch.next_whole_poll().await?;
     assert_eq!(row.health()["llama"], verdict, "{row:?}\n{}", slow.receipt());
     assert_eq!(
         row.host.as_deref(),
@@ -70,8 +69,7 @@ async fn each_toxic_is_one_services_fault(
     let mut watch = topology.watch(&node).await?;
 
     let fault = topology.link(VPS, GPU).port(8083).toxic(toxic, stream).await?;
-    watch.next_poll().await?;
-    let row = watch.next_poll().await?;
+    let row = watch.next_whole_poll().await?;
     assert_eq!(row.health()["qwen"], verdict, "{row:?}\n{}", fault.receipt());
     assert_eq!(
         row.health()["llama"],
@@ -105,8 +103,7 @@ async fn toxics_on_one_port_add_up_and_each_heals_by_itself() -> Result<()> {
     let _narrow = port
         .toxic(Toxic::Bandwidth { rate: 100 }, Stream::Downstream)
         .await?;
-    watch.next_poll().await?;
-    let row = watch.next_poll().await?;
+    let row = watch.next_whole_poll().await?;
     assert_eq!(
         row.health()["llama"],
         Well,
@@ -137,8 +134,7 @@ async fn toxics_on_two_ports_are_two_services_faults() -> Result<()> {
         .toxic(Toxic::Timeout { timeout: NO_TIME }, Stream::Upstream)
         .await?;
     let _down = link.port(8083).toxic(Toxic::Down, Stream::Downstream).await?;
-    watch.next_poll().await?;
-    let row = watch.next_poll().await?;
+    let row = watch.next_whole_poll().await?;
     let verdicts = ["llama", "chatterbox", "whisper", "qwen"].map(|key| row.health()[key]);
     assert_eq!(verdicts, [Well, Well, Down, Down], "{row:?}");
     watch.conclude().await?;

@@ -326,7 +326,7 @@ async fn a_database_out_of_reach_stops_the_polls_and_they_go_on_after(#[case] cu
     watch.next_poll().await?;
 
     let fault = apply(&topology.link(Service::PlatformApi, Service::Postgres), cut).await?;
-    let silent = watch.next_poll().await;
+    let silent = watch.next_whole_poll().await;
     assert!(matches!(silent, Err(WatchError::TimedOut { .. })), "{silent:?}");
     assert!(topology.health(Service::PlatformApi).await.is_ok());
     fault.heal().await?;

@@ -100,7 +100,7 @@ async fn half_of_the_services_down_does_not_degrade(#[case] half: [Service; 2]) 
     let _one = topology.stop_service(half[0]).await?;
     let _other = topology.pause_service(half[1]).await?;
     watch.polls(4).await?;
-    let row = watch.next_poll().await?;
+    let row = watch.next_whole_poll().await?;
 
     assert_eq!(
         row.health().values().filter(|health| **health == Down).count(),
@@ -132,8 +132,7 @@ async fn a_service_is_judged_by_its_status_line(
 
     let _fault = topology.impersonate(Service::LlamaCpp, manner).await?;
     // The poll that is under way may have asked before.
-    watch.next_poll().await?;
-    let row = watch.next_poll().await?;
+    let row = watch.next_whole_poll().await?;
     assert_eq!(
         row.health()["llama"],
         verdict,
@@ -165,8 +164,7 @@ async fn an_answer_has_five_seconds(
     let _slow = topology
         .impersonate(Service::Whisper, Manner::Status { code: 200, after_ms })
         .await?;
-    watch.next_poll().await?;
-    let row = watch.next_poll().await?;
+    let row = watch.next_whole_poll().await?;
     assert_eq!(
         row.health()["whisper"],
         verdict,
@@ -273,7 +271,7 @@ async fn one_service_of_four_keeps_a_node_active_and_brings_it_back() -> Result<
         port(8083).reset().await?,
     ];
     watch.polls(4).await?;
-    assert_eq!(watch.next_poll().await?.status, Active);
+    assert_eq!(watch.next_whole_poll().await?.status, Active);
     let last = port(8080).reset().await?;
     watch.until(status(Degraded)).within(polls(3)).await?;
     last.heal().await?;
