@@ -10,6 +10,11 @@ use super::figure::{Figure, Unit};
 /// Steps that begin with this are one machine's; others are of the whole.
 const OF_A_MACHINE: [&str; 2] = ["vps: ", "gpu: "];
 
+/// Before a boot begins, it is decided what from.
+const PLAN: &str = "images and settings looked up";
+/// What a boot begins with; from then on the machines speak for themselves.
+const MACHINES: &str = "network, volumes, containers";
+
 /// Listens to boots.
 #[derive(Clone, Default)]
 pub(super) struct Profile(Arc<Mutex<Vec<(Instant, String)>>>);
@@ -19,10 +24,13 @@ impl Profile {
     pub(super) fn progress(&self) -> Progress {
         let steps = Arc::clone(&self.0);
         Progress::new(move |event| {
-            if let Event::Detail { text, .. } = event {
-                let mut steps = steps.lock().unwrap_or_else(PoisonError::into_inner);
-                steps.push((Instant::now(), text.to_owned()));
-            }
+            let step = match event {
+                Event::Began { .. } => MACHINES,
+                Event::Detail { text, .. } => text,
+                Event::Waits { .. } | Event::Done { .. } => return,
+            };
+            let mut steps = steps.lock().unwrap_or_else(PoisonError::into_inner);
+            steps.push((Instant::now(), step.to_owned()));
         })
     }
 
@@ -38,11 +46,12 @@ impl Profile {
 fn spans(steps: &[(Instant, String)], began: Instant, ended: Instant) -> Vec<(String, Duration)> {
     let lane = |text: &str| OF_A_MACHINE.into_iter().find(|name| text.starts_with(name));
     let first = steps.first().map_or(ended, |(at, _)| *at);
-    let mut spans = vec![("network, volumes, the first container".to_owned(), first - began)];
+    let mut spans = vec![(PLAN.to_owned(), first - began)];
     for (index, (at, text)) in steps.iter().enumerate() {
-        let next = steps[index + 1..]
-            .iter()
-            .find(|(_, other)| lane(other) == lane(text) || lane(other).is_none());
+        let next = steps[index + 1..].iter().find(|(_, other)| {
+            let (own, other) = (lane(text), lane(other));
+            own.is_none() || other.is_none() || own == other
+        });
         let until = next.map_or(ended, |(at, _)| *at);
         spans.push((text.clone(), until - *at));
     }
