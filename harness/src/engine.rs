@@ -6,6 +6,7 @@ mod container;
 mod error;
 mod exec;
 mod log;
+mod memory;
 mod network;
 mod ports;
 mod volume;
@@ -22,6 +23,7 @@ pub use container::{
 pub use error::EngineError;
 pub use exec::Output;
 pub use log::{Follow, Log, LogLine};
+pub use memory::Memory;
 pub(crate) use network::lock_file;
 pub use network::{Lan, SUBNET_RANGE};
 pub(crate) use ports::holder as port_holder;

@@ -1,6 +1,7 @@
 //! A topology: two machines on a private network, booted, healthy, and gone when it is dropped.
 
 mod attach;
+mod bare;
 mod boot;
 mod builder;
 mod error;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
 
+pub use bare::Bare;
 pub(crate) use boot::{Claim, Plan, power_on};
 pub use builder::{Builder, idle_time};
 pub use error::TopologyError;

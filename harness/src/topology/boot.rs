@@ -52,8 +52,8 @@ pub(crate) struct Plan {
 /// A place for a topology that is to be booted.
 #[derive(Debug)]
 pub(crate) struct Claim {
-    topology: String,
-    remains: Remains,
+    pub(super) topology: String,
+    pub(super) remains: Remains,
 }
 
 impl Plan {
@@ -84,7 +84,7 @@ impl Plan {
     }
 
     /// How machines of a topology of this plan are set.
-    fn setting(&self, topology: String, control: PathBuf, privilege: Privilege) -> Setting {
+    pub(super) fn setting(&self, topology: String, control: PathBuf, privilege: Privilege) -> Setting {
         Setting {
             topology,
             root: self.dirs.root.clone(),
