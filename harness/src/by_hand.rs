@@ -8,7 +8,7 @@ use wopr_machine::envfile::{self, EnvFileError, Settings};
 
 use crate::dirs::{self, Dirs, DirsError};
 use crate::image::ImageSet;
-use crate::machine::PORTS;
+use crate::machine::{MachineName, PORTS};
 
 /// Why local/.env could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +69,30 @@ pub fn ports(dirs: &Dirs) -> Result<BTreeMap<String, u16>, ByHandError> {
         }
     }
     Ok(ports)
+}
+
+/// Machines beyond the two that compose knows, which `wopr up` made or made room for: each has a directory beside
+/// theirs.
+pub(crate) fn others(dirs: &Dirs) -> impl Iterator<Item = MachineName> + use<> {
+    let entries = std::fs::read_dir(dirs.root.join("local/.run"))
+        .into_iter()
+        .flatten();
+    let names = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    names.filter(|name: &MachineName| name.number().is_some_and(|number| number > 1))
+}
+
+/// Forgets those.
+///
+/// # Errors
+/// [`ByHandError::Write`] with a directory that would not go.
+pub(crate) fn forget_others(dirs: &Dirs) -> Result<(), ByHandError> {
+    for name in others(dirs) {
+        let path = dirs.root.join("local/.run").join(name.as_str());
+        std::fs::remove_dir_all(&path).map_err(|source| ByHandError::Write { path, source })?;
+    }
+    Ok(())
 }
 
 /// Writes into local/.env what compose has to know of an image set. Lines of a person's own stay.

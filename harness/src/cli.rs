@@ -9,6 +9,7 @@ mod bars;
 mod bench;
 mod bench_fleet;
 mod doctor;
+mod droplet;
 mod fault;
 mod history;
 mod images;
@@ -63,6 +64,10 @@ enum Command {
     /// Remove image sets that nobody has used for a while, with their golden volumes; a new one does so for
     /// what is older than two weeks or beyond 6 GiB.
     Prune(images::Prune),
+    /// What an operator of the cloud does: list, create, reboot and destroy droplets of the topology that
+    /// `wopr up --rack N` started.
+    #[command(subcommand)]
+    Droplet(droplet::Droplet),
     /// Break something, show what proves it, and heal it after a while or on Ctrl-C.
     #[command(subcommand)]
     Fault(fault::Fault),
@@ -105,6 +110,7 @@ pub(crate) async fn run() -> ExitCode {
         Command::Reap => up::reap().await,
         Command::Images(images) => images.run().await,
         Command::Prune(prune) => prune.run().await,
+        Command::Droplet(droplet) => droplet.run().await,
         Command::Fault(fault) => fault.run().await,
         Command::Faults => fault::list().await,
         Command::Heal => fault::heal().await,

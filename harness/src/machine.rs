@@ -361,7 +361,9 @@ impl Setting {
             Role::Vps => !GPU_PORTS.contains(port),
             Role::Gpu => GPU_PORTS.contains(port),
         };
-        let host = |port, variable| match self.by_hand() {
+        // Of several GPU machines by hand, the first has the ports that people know.
+        let known = self.by_hand() && [VPS, GPU].contains(machine);
+        let host = |port, variable| match known {
             true => HostPort::Fixed {
                 port: self.chosen_ports.get(variable).copied().unwrap_or(port),
                 variable,

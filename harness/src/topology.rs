@@ -81,6 +81,12 @@ impl Topology {
         self.rate
     }
 
+    /// What the harness did by this handle, in its words, oldest first.
+    pub fn done(&self) -> Vec<String> {
+        let events = self.deeds.all().into_iter();
+        events.map(|event| event.what.detail()).collect()
+    }
+
     /// What the harness did.
     pub(crate) fn deeds(&self) -> &Deeds {
         &self.deeds
@@ -130,6 +136,14 @@ impl Topology {
     /// All machines, and places for machines that droplets may become.
     pub(crate) fn places(&self) -> impl Iterator<Item = &RunningMachine> {
         self.machines.values()
+    }
+
+    /// Places for machines that droplets may become, and that are none yet.
+    pub fn room(&self) -> usize {
+        self.machines
+            .values()
+            .filter(|machine| machine.is_racked())
+            .count()
     }
 
     /// The machine that a service runs on.

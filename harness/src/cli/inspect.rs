@@ -8,6 +8,7 @@ use clap::Args;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use sqlx::Row as _;
+use wopr_harness::cloud::standin::Droplet;
 use wopr_harness::dirs::Dirs;
 use wopr_harness::engine::Engine;
 use wopr_harness::machine::MachineName;
@@ -35,6 +36,7 @@ struct NodeRow {
     stage: String,
     health: Option<String>,
     polled_at: Option<i64>,
+    droplet: Option<String>,
 }
 
 impl Status {
@@ -53,11 +55,17 @@ impl Status {
             ))),
         };
         let services: Vec<_> = services.into_iter().zip(health).collect();
+        // A VPS machine that is off or frozen has no cloud to ask.
+        let droplets = tokio::time::timeout(PATIENCE, topology.droplets()).await;
+        let droplets = droplets.ok().and_then(Result::ok).unwrap_or_default();
         if self.json {
             let nodes = nodes.unwrap_or_default();
-            say!("{:#}", to_json(&topology, &services, &nodes, well).await?);
+            say!(
+                "{:#}",
+                to_json(&topology, &services, &droplets, &nodes, well).await?
+            );
         } else {
-            print(&topology, &services, nodes).await?;
+            print(&topology, &services, &droplets, nodes).await?;
         }
         Ok(if well {
             ExitCode::SUCCESS
@@ -69,8 +77,7 @@ impl Status {
 
 async fn nodes(topology: &Topology) -> Result<Vec<NodeRow>, Failure> {
     let mut database = topology.database().await?;
-    let query =
-        "SELECT id, host, status, provision_stage, service_health, last_health_at FROM gpu_nodes ORDER BY id";
+    let query = "SELECT id, host, status, provision_stage, service_health, last_health_at, droplet_id FROM gpu_nodes ORDER BY id";
     let rows = sqlx::query(query).fetch_all(&mut database).await?;
     let row = |row: &sqlx::postgres::PgRow| {
         Ok(NodeRow {
@@ -80,6 +87,7 @@ async fn nodes(topology: &Topology) -> Result<Vec<NodeRow>, Failure> {
             stage: row.try_get("provision_stage")?,
             health: row.try_get("service_health")?,
             polled_at: row.try_get("last_health_at")?,
+            droplet: row.try_get("droplet_id")?,
         })
     };
     rows.iter()
@@ -106,22 +114,134 @@ fn made_of(machine: &wopr_harness::machine::RunningMachine) -> &'static str {
     }
 }
 
+/// A line for each machine, with the droplet that it is and the node that platform-api knows there; and for each
+/// droplet and node that has no machine.
+fn fleet(
+    topology: &Topology,
+    states: &[String],
+    droplets: &[Droplet],
+    nodes: &[NodeRow],
+) -> Vec<[String; 10]> {
+    let none = || "-".to_owned();
+    let of_node = |node: Option<&NodeRow>| match node {
+        None => [none(), none(), none(), none(), none()],
+        Some(node) => [
+            node.id.clone(),
+            node.status.clone(),
+            node.stage.clone(),
+            services_of(node.health.as_deref()),
+            node.polled_at.map_or_else(|| "never".to_owned(), ago),
+        ],
+    };
+    let of_droplet = |droplet: Option<&Droplet>| {
+        droplet.map_or_else(none, |droplet| format!("{} {}", droplet.id, word_of(droplet)))
+    };
+    let line = |[machine, state, address, made_of]: [String; 4], droplet, node| {
+        let [id, status, stage, services, polled] = of_node(node);
+        let droplet = of_droplet(droplet);
+        [
+            machine, state, address, made_of, droplet, id, status, stage, services, polled,
+        ]
+    };
+    let (mut lines, mut shown_nodes, mut shown_droplets) = (Vec::new(), Vec::new(), Vec::new());
+    for (machine, state) in topology.machines().zip(states) {
+        let address = machine.address();
+        let node = nodes
+            .iter()
+            .find(|node| node.host.as_deref() == Some(&*address.to_string()));
+        let droplet = droplets.iter().find(|droplet| droplet.public == Some(address));
+        shown_nodes.extend(node.map(|node| node.id.as_str()));
+        shown_droplets.extend(droplet.map(|droplet| droplet.id));
+        let own = [
+            machine.name().to_string(),
+            state.clone(),
+            address.to_string(),
+            made_of(machine).to_owned(),
+        ];
+        lines.push(line(own, droplet, node));
+    }
+    let by_id = |id: &str| droplets.iter().find(|droplet| droplet.id.to_string() == id);
+    for node in nodes
+        .iter()
+        .filter(|node| !shown_nodes.contains(&node.id.as_str()))
+    {
+        let droplet = node.droplet.as_deref().and_then(by_id);
+        shown_droplets.extend(droplet.map(|droplet| droplet.id));
+        let host = node.host.clone().unwrap_or_else(none);
+        lines.push(line([none(), none(), host, none()], droplet, Some(node)));
+    }
+    for droplet in droplets
+        .iter()
+        .filter(|droplet| !shown_droplets.contains(&droplet.id))
+    {
+        lines.push(line([none(), none(), none(), none()], Some(droplet), None));
+    }
+    lines
+}
+
+fn word_of(droplet: &Droplet) -> String {
+    format!("{:?}", droplet.shown_status()).to_lowercase()
+}
+
+/// What a row's service_health says, shortly: how many are ok, and which are not.
+fn services_of(health: Option<&str>) -> String {
+    let Some(health) = health else {
+        return "not known".to_owned();
+    };
+    let Ok(Value::Object(services)) = serde_json::from_str(health) else {
+        return health.to_owned();
+    };
+    let down: Vec<_> = services
+        .iter()
+        .filter(|(_, word)| *word != "ok")
+        .map(|(name, _)| name.as_str())
+        .collect();
+    match down[..] {
+        [] => format!("{} ok", services.len()),
+        _ if down.len() == services.len() => "all down".to_owned(),
+        _ => format!("{} down", down.join(" ")),
+    }
+}
+
+fn ago(at: i64) -> String {
+    let now = i64::try_from(humantime_now()).unwrap_or(i64::MAX);
+    format!("{} s ago", now - at)
+}
+
 async fn print(
     topology: &Topology,
     services: &[(Service, ServiceHealth)],
+    droplets: &[Droplet],
     nodes: Result<Vec<NodeRow>, Failure>,
 ) -> Result<(), Failure> {
-    let mut rows = Vec::new();
+    let mut states = Vec::new();
     for machine in topology.machines() {
-        let state = machine.state().await?;
-        rows.push([
-            machine.name().to_string(),
-            word(state.as_ref()).to_owned(),
-            machine.address().to_string(),
-            made_of(machine).to_owned(),
-        ]);
+        states.push(word(machine.state().await?.as_ref()).to_owned());
     }
-    say!("{}\n", table(["machine", "state", "address", "made of"], rows));
+    let (known, trouble) = match nodes {
+        Ok(nodes) => (nodes, None),
+        Err(error) => (Vec::new(), Some(error)),
+    };
+    let head = [
+        "machine",
+        "state",
+        "address",
+        "made of",
+        "droplet",
+        "node",
+        "status",
+        "stage",
+        "services",
+        "last poll",
+    ];
+    say!("{}\n", table(head, fleet(topology, &states, droplets, &known)));
+    match trouble {
+        Some(error) => say!("nodes are not known: {error}\n"),
+        None if known.is_empty() => {
+            say!("no node is registered: `wopr seed` registers the GPU machine\n")
+        }
+        None => {}
+    }
     let rows = services.iter().map(|(service, health)| {
         let answer = match health {
             ServiceHealth::Ok => "ok".to_owned(),
@@ -129,37 +249,7 @@ async fn print(
         };
         [service.to_string(), service.role().to_string(), answer]
     });
-    say!("{}\n", table(["service", "machine", "health"], rows));
-    match nodes {
-        Err(error) => say!("nodes are not known: {error}"),
-        Ok(nodes) if nodes.is_empty() => {
-            say!("no node is registered: `wopr seed` registers the GPU machine")
-        }
-        Ok(nodes) => {
-            let now = i64::try_from(humantime_now()).unwrap_or(i64::MAX);
-            let rows = nodes.into_iter().map(|node| {
-                let polled = node
-                    .polled_at
-                    .map_or("never".to_owned(), |at| format!("{} s ago", now - at));
-                let health = node.health.unwrap_or_else(|| "not known".to_owned());
-                [
-                    node.id,
-                    node.host.unwrap_or_else(|| "none".to_owned()),
-                    node.status,
-                    node.stage,
-                    health,
-                    polled,
-                ]
-            });
-            say!(
-                "{}",
-                table(
-                    ["node", "host", "status", "stage", "service health", "last poll"],
-                    rows
-                )
-            );
-        }
-    }
+    say!("{}", table(["service", "machine", "health"], rows));
     Ok(())
 }
 
@@ -173,6 +263,7 @@ fn humantime_now() -> u64 {
 async fn to_json(
     topology: &Topology,
     services: &[(Service, ServiceHealth)],
+    droplets: &[Droplet],
     nodes: &[NodeRow],
     well: bool,
 ) -> Result<Value, Failure> {
@@ -197,12 +288,16 @@ async fn to_json(
             .as_ref()
             .map(|text| serde_json::from_str(text).unwrap_or(Value::Null));
         json!({
-            "id": node.id, "host": node.host, "status": node.status, "stage": node.stage,
+            "id": node.id, "host": node.host, "status": node.status, "stage": node.stage, "droplet": node.droplet,
             "service_health": health, "last_health_at": node.polled_at,
         })
     });
+    let droplets = droplets.iter().map(|droplet| {
+        json!({ "id": droplet.id, "name": droplet.spec.name, "status": word_of(droplet), "address": droplet.public })
+    });
     Ok(json!({
         "topology": topology.id(),
+        "droplets": droplets.collect::<Vec<_>>(),
         "ok": well,
         "machines": machines,
         "services": services.collect::<Vec<_>>(),
@@ -267,5 +362,19 @@ impl Exec {
         }
         let error = command.args(&self.command).exec();
         Err(format!("cannot run the docker command: {error}; install docker-cli (or docker.io)").into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rows_health_is_told_shortly() {
+        assert_eq!(services_of(None), "not known");
+        assert_eq!(services_of(Some(r#"{"llama":"ok","qwen":"ok"}"#)), "2 ok");
+        assert_eq!(services_of(Some(r#"{"llama":"ok","qwen":"down"}"#)), "qwen down");
+        assert_eq!(services_of(Some(r#"{"llama":"down","qwen":"down"}"#)), "all down");
+        assert_eq!(services_of(Some("no JSON")), "no JSON");
     }
 }

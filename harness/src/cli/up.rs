@@ -27,12 +27,19 @@ pub(crate) struct Up {
     /// Directory of the model files; tiny models that are made here unless it is given.
     #[arg(long, value_name = "DIR", env = "WOPR_MODELS_DIR")]
     models: Option<PathBuf>,
+    /// So many GPU machines: gpu, gpu-2 and so on. Published ports lead to the first.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=48))]
+    gpus: u8,
+    /// Room for so many machines more, which droplets become: see `wopr droplet`.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=47))]
+    rack: u8,
 }
 
 impl Up {
     pub(crate) async fn run(self) -> Outcome {
         let topology = match Topology::by_hand().await {
             Ok(topology) => {
+                self.check_size(&topology)?;
                 apply(&topology).await?;
                 let services = topology.expected_services();
                 let task = bars::progress().begin("waiting for the services of the topology that is up");
@@ -44,15 +51,32 @@ impl Up {
             Err(error) => return Err(error.into()),
         };
         if !self.no_seed {
-            let node = NodeId::default();
-            seed(&topology, &node).await?;
-            say!(
-                "node {node} is seeded with {}",
-                topology.address(&wopr_harness::GPU)
-            );
+            let task = bars::progress().begin("seeding, and restarting platform-api");
+            let nodes = topology.seed_fleet().await?;
+            task.done();
+            for node in nodes {
+                say!(
+                    "node {} is seeded with {}",
+                    node.id,
+                    topology.address(&node.machine)
+                );
+            }
         }
         print_ways_in(&topology);
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// A topology that is up has the size that it has.
+    fn check_size(&self, topology: &Topology) -> Result<(), Failure> {
+        let (gpus, places) = (topology.fleet().len(), topology.room());
+        let (asked, more) = (usize::from(self.gpus), usize::from(self.rack));
+        if asked <= gpus && asked + more <= gpus + places {
+            return Ok(());
+        }
+        Err(format!(
+            "the topology that is up has {gpus} GPU machines and room for {places} more, and was to have {asked} and room for {more}: `wopr down` first, its data stays"
+        )
+        .into())
     }
 
     async fn boot(&self) -> Result<Topology, Failure> {
@@ -73,7 +97,12 @@ impl Up {
         )
         .await?;
         by_hand::write_env(&dirs, &set)?;
-        let mut builder = Topology::builder().by_hand().profile(profile).progress(progress);
+        let mut builder = Topology::builder()
+            .by_hand()
+            .profile(profile)
+            .progress(progress)
+            .gpus(self.gpus.into())
+            .rack(self.rack.into());
         let local = by_hand::settings(&dirs)?;
         let models = self.models.clone().or_else(|| {
             // As compose reads it: relative to the directory of the compose file.

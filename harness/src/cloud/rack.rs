@@ -6,10 +6,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use wopr_machine::protocol::Request;
 
 use super::CloudError;
+use crate::dirs;
 use crate::engine::Engine;
 use crate::machine::{MachineName, RunningMachine, Setting};
 use crate::settings::StackSettings;
-use crate::topology::{self, Topology};
+use crate::topology::{self, Topology, TopologyError};
 
 /// Machines of a topology, those among them that droplets are, and room for more.
 pub(super) struct Rack {
@@ -125,6 +126,10 @@ impl Rack {
                 });
             }
             _ => {}
+        }
+        if self.setting.by_hand() {
+            // Other commands know a place by its directory.
+            dirs::make_private(machine.control_directory()).map_err(TopologyError::from)?;
         }
         let mut taken = self.taken();
         taken.droplets.remove(&droplet);

@@ -56,7 +56,7 @@ impl Deeds {
         self.notes().watched_us
     }
 
-    pub(super) fn all(&self) -> Vec<Event> {
+    pub(crate) fn all(&self) -> Vec<Event> {
         self.notes().events.clone()
     }
 

@@ -5,12 +5,16 @@ use std::time::Duration;
 
 use tokio::sync::OnceCell;
 
+use super::boot::place_of;
 use super::{Remains, Topology, TopologyError};
+use crate::by_hand;
 use crate::clock::{Dial, Rate};
 use crate::dirs::Dirs;
 use crate::engine::{Engine, Lan, Privilege};
 use crate::history::Deeds;
 use crate::machine::{BY_HAND, GPU, LABEL_LIGHT, Role, RunningMachine, Setting, VPS, Variant};
+use crate::privilege;
+use crate::progress::Progress;
 use crate::service::Service;
 use crate::settings::StackSettings;
 
@@ -26,22 +30,37 @@ impl Topology {
         let dirs = Dirs::find()?;
         let engine = Engine::connect().await?;
         let settings = StackSettings::by_hand(&dirs)?;
+        let control = dirs.by_hand_control()?;
+        let mut addresses = BTreeMap::from([(VPS, Lan::BY_HAND.address(0)), (GPU, Lan::BY_HAND.address(1))]);
+        addresses.extend(by_hand::others(&dirs).map(|name| {
+            let address = place_of(&name, &Lan::BY_HAND);
+            (name, address)
+        }));
+        let local = by_hand::settings(&dirs)?;
+        let models = local.get("WOPR_MODELS_DIR").filter(|path| !path.is_empty());
         let setting = Setting {
             topology: BY_HAND.to_owned(),
             root: dirs.root.clone(),
-            control: dirs.by_hand_control()?,
+            control,
             image: String::new(),
             toxiproxy: String::new(),
-            image_set: String::new(),
-            models: dirs.tiny_models(),
+            // Of account to machines that are yet to be made of droplets.
+            image_set: local.get("WOPR_IMAGE_SET").cloned().unwrap_or_default(),
+            models: models.map_or_else(|| dirs.tiny_models(), |path| dirs.root.join("local").join(path)),
             gpus: Variant::Full,
-            addresses: BTreeMap::from([(VPS, Lan::BY_HAND.address(0)), (GPU, Lan::BY_HAND.address(1))]),
+            addresses,
             privilege: Privilege::Nested,
             gid: rustix::process::getgid().as_raw(),
             chosen_ports: BTreeMap::new(),
             owner: dirs.run.clone(),
             idle: Duration::ZERO,
         };
+        let mut setting = setting;
+        if setting.addresses.len() > 2 {
+            let (info, image) = (engine.info().await?, local.get("WOPR_MACHINE_IMAGE"));
+            let image = image.map_or("", String::as_str);
+            setting.privilege = privilege::find(&engine, &info, &dirs, image, &Progress::silent()).await?;
+        }
         let remains = Remains::of_another(engine.clone(), BY_HAND, dirs.root.join("local/.run"));
         let topology = Self::attach(dirs, engine, setting, settings, Rate::TRUE, remains);
         topology.await
@@ -61,7 +80,20 @@ impl Topology {
         let mut up = 0;
         for name in setting.addresses.clone().into_keys() {
             let container = setting.name(name.as_str());
-            let state = engine.container(&container).await?.ok_or(TopologyError::NotUp)?;
+            let Some(state) = engine.container(&container).await? else {
+                if !setting.by_hand() || [VPS, GPU].contains(&name) {
+                    return Err(TopologyError::NotUp);
+                }
+                // A place for a droplet's machine.
+                let (directory, address) = (setting.control_directory(&name), setting.addresses[&name]);
+                let (host, variant) = (engine.clone(), setting.variant(&name));
+                let racked =
+                    RunningMachine::connect(name.clone(), host, container, directory, address, variant);
+                let racked = racked.await?;
+                racked.set_racked(true);
+                machines.insert(name, racked);
+                continue;
+            };
             up += usize::from(state.running || state.paused);
             // A fault may have moved it.
             let address = state.networks.get(&setting.network()).copied().flatten();

@@ -205,6 +205,17 @@ async fn sweep_for_a_while(engine: &Engine, dirs: &Dirs, idle: Duration) {
     }
 }
 
+/// A machine's address on a topology's network.
+pub(super) fn place_of(name: &MachineName, lan: &Lan) -> Ipv4Addr {
+    let place = match name.number() {
+        None => 0,
+        Some(0 | 1) => 1,
+        // The third place is the sidecar's.
+        Some(number) => number + 1,
+    };
+    lan.address(u8::try_from(place).unwrap_or(u8::MAX))
+}
+
 fn new_id() -> String {
     format!("{:06x}", rand::rng().random_range(0..1 << 24))
 }
@@ -317,11 +328,9 @@ impl Booting {
         let lan = self.make_network().await?;
         let Fleet { running, racked, .. } = self.fleet;
         self.setting.addresses.insert(VPS, lan.address(0));
-        for number in 1..=running + racked {
-            // The third place is the sidecar's.
-            let place = if number == 1 { 1 } else { number + 1 };
-            let address = lan.address(u8::try_from(place).unwrap_or(u8::MAX));
-            self.setting.addresses.insert(MachineName::gpu(number), address);
+        for name in (1..=running + racked).map(MachineName::gpu) {
+            let address = place_of(&name, &lan);
+            self.setting.addresses.insert(name, address);
         }
         let starting = [VPS].into_iter().chain((1..=running).map(MachineName::gpu));
         let at_once = self.fleet.at_once();

@@ -10,6 +10,7 @@ use wopr_machine::paths::CONTROL_SOCKET;
 use wopr_machine::protocol::Request;
 
 use super::{TopologyError, keeper};
+use crate::by_hand;
 use crate::control::Control;
 use crate::dirs::Dirs;
 use crate::engine::{Engine, EngineError, LABEL_OWNER, LABEL_TOPOLOGY};
@@ -448,6 +449,7 @@ pub async fn remove_by_hand(engine: &Engine, dirs: &Dirs, volumes: Volumes) -> R
         }
     }
     remove(engine, BY_HAND, &dirs.root.join("local/.run"), volumes).await?;
+    by_hand::forget_others(dirs)?;
     let volumes = if volumes == Volumes::Remove {
         there.volumes.len()
     } else {
