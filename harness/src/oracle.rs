@@ -1,10 +1,12 @@
-//! A model of what the contract allows the InferenceWatchdog to do, judging a history after the fact. It has
-//! no clock and no I/O, and shares nothing with the reference platform-api.
+//! A model of what the contract allows platform-api to do, judging a history after the fact. It has no clock and
+//! no I/O, and shares nothing with the reference platform-api.
 //!
-//! Two judges look at each node. One believes its polls, and says what has to follow from each: a status, a
-//! notification, a reboot. The other holds the polls themselves against what the harness did to the services and
-//! to the ways to them. Where what was done leaves it open, nothing is a breach.
+//! Three judges look at each node. One believes its polls, and says what has to follow from each: a status, a
+//! notification, a reboot. Another holds the polls themselves against what the harness did to the services and to the
+//! ways to them. The third looks at how a node comes about and goes: its stages, its droplet, the reason of a failure.
+//! Where what was done leaves it open, nothing is a breach.
 
+mod provisioning;
 mod spans;
 mod verdict;
 mod watchdog;
@@ -18,7 +20,7 @@ use crate::history::{History, What, Window};
 /// Says what a history breaches about a node.
 type Judge = fn(&History, &str) -> Vec<Breach>;
 
-const JUDGES: [Judge; 2] = [watchdog::judge, verdict::judge];
+const JUDGES: [Judge; 3] = [watchdog::judge, verdict::judge, provisioning::judge];
 
 /// Something that the contract does not allow.
 #[derive(Debug, Clone, PartialEq, Eq)]
