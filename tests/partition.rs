@@ -347,18 +347,22 @@ async fn a_database_out_of_reach_stops_the_polls_and_they_go_on_after(#[case] cu
 }
 
 #[tokio::test]
-async fn a_database_that_takes_no_new_connections_is_polled_for_on_the_old_ones() -> Result<()> {
+async fn a_database_that_takes_no_new_connections_degrades_no_node_and_polls_go_on_after() -> Result<()> {
     let topology = topology().await;
     let node = topology.seed_gpu_node().await?;
     let mut watch = topology.watch(&node).await?;
     watch.next_poll().await?;
 
-    let _closed = topology
+    let closed = topology
         .link(Service::PlatformApi, Service::Postgres)
         .refuse_new()
         .await?;
-    watch.polls(4).await?;
-    watch.conclude().await?;
+    // Whether polls go on over the connections of before is its pool's to say: there is nothing to wait for.
+    tokio::time::sleep(topology.rate().real(polls(4))).await;
+    closed.heal().await?;
+    watch.next_whole_poll().await?;
+    let history = watch.conclude().await?;
+    assert_eq!(history.statuses(node.as_str()), [Active], "\n{history}");
     Ok(())
 }
 
