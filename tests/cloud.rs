@@ -62,7 +62,10 @@ async fn a_droplet_is_a_machine_that_registers_stage_by_stage_and_serves() -> Re
 }
 
 #[rstest]
+#[case::installing_drivers("installing_drivers")]
 #[case::installing_docker("installing_docker")]
+#[case::downloading_models("downloading_models")]
+#[case::starting_services("starting_services")]
 #[case::registering("registering")]
 #[tokio::test]
 async fn a_first_boot_that_dies_leaves_the_node_at_its_last_stage(#[case] last: &'static str) -> Result<()> {
@@ -172,6 +175,7 @@ async fn a_step_that_fails_registers_a_node_that_serves_nothing_and_the_watchdog
     watch.until(all_down()).within(polls(2)).await?;
     watch.until(status(Degraded)).within(polls(2)).await?;
     drop(operator);
+    judged(&topology).await?;
     Ok(())
 }
 
@@ -372,6 +376,7 @@ async fn a_droplet_that_finds_no_room_is_told_of_and_stays_new() -> Result<()> {
     second.until(status(Failed)).within(polls(2)).await?;
     let error = operator.end().unwrap_err().to_string();
     assert!(error.contains("no machine is free for droplet"), "{error} {body}");
+    judged(&topology).await?;
     Ok(())
 }
 

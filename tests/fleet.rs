@@ -284,6 +284,7 @@ async fn sixteen_nodes_that_are_provisioned_at_once_are_machines_of_their_own() 
         .collect();
     assert_eq!(hosts.len(), 16, "\n{history}");
     operator.end()?;
+    wopr_harness::oracle::judge_all(&history)?;
     Ok(())
 }
 

@@ -12,9 +12,9 @@ use pretty_assertions::assert_eq;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use wopr_harness::clock::{minutes, polls, seconds};
-use wopr_harness::cloud::Conduct;
 use wopr_harness::cloud::standin::{Answer, Calls};
-use wopr_harness::history::Status::{Active, Degraded, Provisioning};
+use wopr_harness::cloud::{Conduct, Reboots};
+use wopr_harness::history::Status::{Active, Degraded, Failed, Provisioning};
 use wopr_harness::machine::Role;
 use wopr_harness::watch::{all_ok, status};
 use wopr_harness::{Service, Topology, VPS};
@@ -118,6 +118,63 @@ async fn finding_a_stage_that_is_registered_early_is_written_over() -> Result<()
     let after = seen.iter().skip_while(|stage| *stage != "installing_docker");
     let after: Vec<_> = after.map(String::as_str).collect();
     assert_eq!(after, ["installing_docker", "waiting_agent"], "\n{history}");
+    drop(operator);
+    Ok(())
+}
+
+#[tokio::test]
+async fn finding_a_creation_whose_answer_is_lost_leaves_a_droplet_that_no_row_knows() -> Result<()> {
+    let topology = with_rack(1).await?;
+    let operator = topology.operate_cloud(Conduct::default()).await?;
+    topology
+        .cloud_answers(Answer::Lose.to(Calls::new("POST", "/v2/droplets")))
+        .await?;
+    let (code, body) = provision(&topology).await?;
+    assert!(code.is_server_error(), "{code} {body}");
+    let history = judged(&topology).await?;
+    let (_, row) = history.rows(NODE).last().context("a row")?;
+    assert_eq!((row.status, &row.droplet_id), (Failed, &None), "\n{history}");
+    assert_eq!(topology.droplets().await?.len(), 1, "it costs money\n{history}");
+    drop(operator);
+    Ok(())
+}
+
+/// The watchdog's memory ends with platform-api: it asks for another reboot of a machine that is being rebooted.
+#[tokio::test]
+async fn finding_2_a_restart_in_the_reboot_window_asks_for_a_second_reboot() -> Result<()> {
+    let topology = with_rack(1).await?;
+    let operator = topology
+        .operate_cloud(Conduct::default().reboots(Reboots::Never).fails("docker"))
+        .await?;
+    let mut watch = topology.watch(&NODE.parse()?).await?;
+    provision(&topology).await?;
+    // Its services never start.
+    watch.until(status(Degraded)).within(minutes(15)).await?;
+    watch.until_notified("gpu_node_degraded").await?;
+    topology.restart(Service::PlatformApi).await?;
+    watch.polls(4).await?;
+    let droplet = the_droplet(&topology).await?.id.to_string();
+    let history = judged(&topology).await?;
+    assert_eq!(history.reboots(&droplet), 2, "\n{history}");
+    drop(operator);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cloud_that_is_out_of_reach_fails_the_node_with_a_reason() -> Result<()> {
+    let topology = with_rack(1).await?;
+    let operator = topology.operate_cloud(Conduct::default()).await?;
+    topology.cloud_answers(Answer::Close.to(Calls::all())).await?;
+    let (code, body) = provision(&topology).await?;
+    assert!(code.is_server_error(), "{code} {body}");
+    let history = judged(&topology).await?;
+    let (_, row) = history.rows(NODE).last().context("a row")?;
+    assert_eq!(
+        (row.status, row.last_error.is_some()),
+        (Failed, true),
+        "\n{history}"
+    );
+    assert_eq!(topology.droplets().await?.len(), 0);
     drop(operator);
     Ok(())
 }

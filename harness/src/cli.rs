@@ -7,6 +7,7 @@ macro_rules! say {
 
 mod bars;
 mod bench;
+mod bench_cloud;
 mod bench_fleet;
 mod doctor;
 mod droplet;

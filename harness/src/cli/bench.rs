@@ -31,7 +31,8 @@ pub(crate) struct Bench {
     /// How often each is measured.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
-    /// Measure fleets of light machines instead, and the watchdog's cycles over them.
+    /// Measure a node that platform-api makes and reboots, fleets of light machines, and the watchdog's cycles over
+    /// them instead.
     #[arg(long)]
     fleet: bool,
     /// Boot so many topologies at once, and count those whose services are all healthy at one moment.

@@ -1,4 +1,5 @@
-//! `wopr bench --fleet`: what a fleet of light machines takes, and what one of the watchdog's cycles costs.
+//! `wopr bench --fleet`: what a node takes that platform-api makes, what a fleet of light machines takes, and what one
+//! of the watchdog's cycles costs.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -64,6 +65,17 @@ pub(crate) async fn run(rounds: usize) -> Outcome {
     let mut figures = Figures::default();
     let task = progress.begin("measuring");
     for round in 1..=rounds {
+        task.detail(&format!(
+            "round {round} of {rounds}, a node that is made and rebooted"
+        ));
+        let (made, rate) = (super::bench_cloud::measure().await?, Rate::FAST);
+        let (order, outage) = (millis(made.provisioned), millis(made.recovered));
+        figures.add(&format!("a node's order → active, {rate}"), "ms", [order]);
+        figures.add(
+            &format!("outage → recovered by a real reboot, {rate}"),
+            "ms",
+            [outage],
+        );
         for count in FLEETS {
             task.detail(&format!("round {round} of {rounds}, {count} machines"));
             measure(count, &mut figures).await?;

@@ -33,7 +33,7 @@ pub(super) fn judge(history: &History, node: &str) -> Vec<Breach> {
         };
         match &event.what {
             What::Cloud(record) if record.method == "POST" && record.path.ends_with("/droplets") => {
-                let for_it = record.body["name"] == format!("wopr-{node}");
+                let for_it = life.ordered && record.body["name"] == format!("wopr-{node}");
                 let accepted = matches!(record.status, Some(200..=299));
                 if for_it && accepted {
                     life.created += 1;
@@ -52,7 +52,7 @@ pub(super) fn judge(history: &History, node: &str) -> Vec<Breach> {
                     && deletions(history, &droplet, event.at_us) == 0
                 {
                     breach(format!(
-                        "its row was removed before the cloud was asked to remove droplet {droplet}"
+                        "its row was removed before the cloud had removed droplet {droplet}"
                     ));
                 }
                 life = Life::default();
@@ -104,11 +104,14 @@ impl Life {
     }
 }
 
-/// How often the cloud was asked to remove a droplet by then.
+/// How often by then the cloud was asked to remove a droplet, and did so, or had none, or did not say.
 fn deletions(history: &History, droplet: &str, by: i64) -> usize {
     let path = format!("/droplets/{droplet}");
     let calls = history.events.iter().filter(|event| match &event.what {
-        What::Cloud(record) => record.method == "DELETE" && record.path.ends_with(&path) && event.at_us <= by,
+        What::Cloud(record) => {
+            let asked = record.method == "DELETE" && record.path.ends_with(&path) && event.at_us <= by;
+            asked && matches!(record.status, None | Some(200..=299 | 404))
+        }
         _ => false,
     });
     calls.count()
@@ -147,6 +150,14 @@ mod tests {
             body: json!({ "name": "wopr-a" }),
             status: Some(202),
         })
+    }
+
+    fn refused(method: &str, path: &str) -> What {
+        let mut call = call(method, path);
+        if let What::Cloud(record) = &mut call {
+            record.status = Some(500);
+        }
+        call
     }
 
     /// A node that comes about and goes as the contract has it.
@@ -202,6 +213,7 @@ mod tests {
             but(4, Some(row(Status::Active, "registering", None))),
             but(5, Some(row(Status::Failed, "registering", None))),
             but(7, None),
+            but(7, Some(refused("DELETE", "/v2/droplets/4"))),
         ];
         let words = [
             "it waits for a droplet that was never created",
@@ -210,7 +222,8 @@ mod tests {
             "it went back from waiting_active to creating",
             "it became active at stage registering, and was not registered as done",
             "its provisioning failed, and its row does not say why",
-            "its row was removed before the cloud was asked to remove droplet 4",
+            "its row was removed before the cloud had removed droplet 4",
+            "its row was removed before the cloud had removed droplet 4",
         ];
         for (told, word) in told.iter().zip(words) {
             assert!(told.iter().any(|told| told == word), "{word}: {told:?}");
