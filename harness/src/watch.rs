@@ -16,7 +16,7 @@ use crate::report::{self, Failing, Meta, Timeline};
 use crate::seed::NodeId;
 use crate::topology::{Topology, TopologyError};
 
-pub use fleet::FleetWatch;
+pub use fleet::{FleetWatch, UntilEach};
 
 /// What platform-api and the host may take beyond platform-api's own time: a poll's requests, the
 /// database, a busy processor. Real time, since none of it runs faster on a fast clock.
