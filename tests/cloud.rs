@@ -126,7 +126,7 @@ async fn a_creation_that_the_cloud_refuses_fails_the_node_and_leaves_no_machine(
 }
 
 #[tokio::test]
-async fn a_droplet_that_stays_new_fails_its_node_after_five_minutes() -> Result<()> {
+async fn a_droplet_that_stays_new_fails_its_node_after_five_minutes_and_is_left() -> Result<()> {
     let topology = with_rack(1).await?;
     let operator = topology.operate_cloud(Conduct::default()).await?;
     topology
@@ -139,13 +139,20 @@ async fn a_droplet_that_stays_new_fails_its_node_after_five_minutes() -> Result<
     let (_, row) = history.rows(NODE).last().context("a row")?;
     assert_eq!(row.status, Failed, "{body}\n{history}");
     assert!(row.last_error.is_some(), "it says why\n{history}");
+    let mut rows = history.rows(NODE);
+    let waits = rows.find(|(_, row)| row.provision_stage == "waiting_active");
+    let (_, waits) = waits.context("it waited")?;
+    let waited = row.updated_at - waits.updated_at;
+    assert!((299..=330).contains(&waited), "it waited {waited} s\n{history}");
+    // Nobody removes it: platform-api knows of it no more than what its row says.
+    assert_eq!(topology.droplets().await?.len(), 1, "\n{history}");
     operator.end()?;
     judged(&topology).await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn a_droplet_without_a_public_address_fails_its_node() -> Result<()> {
+async fn a_droplet_without_a_public_address_fails_its_node_and_is_left() -> Result<()> {
     let topology = with_rack(1).await?;
     let operator = topology.operate_cloud(Conduct::default()).await?;
     topology
@@ -158,6 +165,7 @@ async fn a_droplet_without_a_public_address_fails_its_node() -> Result<()> {
     let (_, row) = history.rows(NODE).last().context("a row")?;
     assert_eq!(row.status, Failed, "\n{history}");
     assert!(row.last_error.is_some(), "it says why\n{history}");
+    assert_eq!(topology.droplets().await?.len(), 1, "\n{history}");
     operator.end()?;
     judged(&topology).await?;
     Ok(())

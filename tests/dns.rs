@@ -91,10 +91,10 @@ async fn a_node_that_is_polled_by_its_address_needs_no_name_server() -> Result<(
     let mut watch = topology.watch(&node).await?;
 
     let _silent = topology.dns_name(NAME).unanswered().await?;
-    for row in watch.polls(3).await? {
-        assert!(row.health().values().all(|health| *health == Well), "{row:?}");
-    }
-    watch.conclude().await?;
+    watch.found(all_ok()).await?;
+    watch.found(all_ok()).await?;
+    let history = watch.conclude().await?;
+    assert_eq!(history.statuses(node.as_str()), [Active], "\n{history}");
     Ok(())
 }
 

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use pretty_assertions::assert_eq;
 use rstest::rstest;
 use wopr_harness::clock::{PlatformTime, Rate, polls, seconds};
 use wopr_harness::fault::{FaultError, Stream, Toxic};
 use wopr_harness::history::Health::{self, Down, Ok as Well};
 use wopr_harness::testing::topology;
-use wopr_harness::watch::{all_ok, health};
+use wopr_harness::watch::{all_ok, health, services};
 use wopr_harness::{GPU, Service, VPS};
 
 const NO_TIME: Duration = Duration::ZERO;
@@ -69,13 +69,11 @@ async fn each_toxic_is_one_services_fault(
     let mut watch = topology.watch(&node).await?;
 
     let fault = topology.link(VPS, GPU).port(8083).toxic(toxic, stream).await?;
-    let row = watch.next_whole_poll().await?;
-    assert_eq!(row.health()["qwen"], verdict, "{row:?}\n{}", fault.receipt());
-    assert_eq!(
-        row.health()["llama"],
-        Well,
-        "the others are as they were: {row:?}"
-    );
+    // The others are as they were.
+    watch
+        .found(services([("qwen", verdict), ("llama", Well)]))
+        .await
+        .with_context(|| fault.receipt().to_string())?;
     fault.heal().await?;
     watch.until(all_ok()).within(polls(2)).await?;
     watch.conclude().await?;
@@ -103,13 +101,8 @@ async fn toxics_on_one_port_add_up_and_each_heals_by_itself() -> Result<()> {
     let _narrow = port
         .toxic(Toxic::Bandwidth { rate: 100 }, Stream::Downstream)
         .await?;
-    let row = watch.next_whole_poll().await?;
-    assert_eq!(
-        row.health()["llama"],
-        Well,
-        "two seconds of five\n{}",
-        slow.receipt()
-    );
+    // Two seconds of five.
+    watch.found(health("llama", Well)).await?;
 
     let slower = port.toxic(latency(rate, seconds(4.0)), Stream::Upstream).await?;
     watch.until(health("llama", Down)).within(polls(2)).await?;
@@ -134,9 +127,13 @@ async fn toxics_on_two_ports_are_two_services_faults() -> Result<()> {
         .toxic(Toxic::Timeout { timeout: NO_TIME }, Stream::Upstream)
         .await?;
     let _down = link.port(8083).toxic(Toxic::Down, Stream::Downstream).await?;
-    let row = watch.next_whole_poll().await?;
-    let verdicts = ["llama", "chatterbox", "whisper", "qwen"].map(|key| row.health()[key]);
-    assert_eq!(verdicts, [Well, Well, Down, Down], "{row:?}");
+    let found = [
+        ("llama", Well),
+        ("chatterbox", Well),
+        ("whisper", Down),
+        ("qwen", Down),
+    ];
+    watch.found(services(found)).await?;
     watch.conclude().await?;
     Ok(())
 }

@@ -180,6 +180,42 @@ async fn a_cloud_that_is_out_of_reach_fails_the_node_with_a_reason() -> Result<(
 }
 
 #[tokio::test]
+async fn a_slow_cloud_makes_a_node_all_the_same() -> Result<()> {
+    let topology = with_rack(1).await?;
+    let operator = topology.operate_cloud(Conduct::default()).await?;
+    let slowly = topology.rate().real(seconds(20.0)).as_millis();
+    let slow = Answer::After {
+        ms: u64::try_from(slowly)?,
+    };
+    topology.cloud_answers(slow.to(Calls::all())).await?;
+    let mut watch = topology.watch(&NODE.parse()?).await?;
+    let (code, body) = provision(&topology).await?;
+    assert_eq!(code, StatusCode::CREATED, "{body}");
+    watch.until(all_ok()).within(minutes(10)).await?;
+    operator.end()?;
+    judged(&topology).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_topologies_do_not_see_each_others_droplets() -> Result<()> {
+    let (one, other) = tokio::try_join!(with_rack(1), with_rack(1))?;
+    let operators = (
+        one.operate_cloud(Conduct::default()).await?,
+        other.operate_cloud(Conduct::default()).await?,
+    );
+    let mut watch = one.watch(&NODE.parse()?).await?;
+    provision(&one).await?;
+    watch.until(all_ok()).within(minutes(10)).await?;
+    assert_eq!(one.droplets().await?.len(), 1);
+    assert_eq!(other.droplets().await?, []);
+    assert_eq!(machines_left(&other).await?, Vec::<String>::new());
+    operators.0.end()?;
+    operators.1.end()?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_registration_that_is_sent_twice_is_taken_twice() -> Result<()> {
     let topology = with_rack(1).await?;
     let conduct = Conduct::default().first_boot_begins_after(topology.rate().real(minutes(20)));

@@ -12,10 +12,17 @@ use wopr_harness::history::History;
 use wopr_harness::history::Status::{Active, Degraded, Failed};
 use wopr_harness::seed::{self, NodeSpec};
 use wopr_harness::testing::topology;
-use wopr_harness::watch::{all_down, all_ok, health, status};
+use wopr_harness::watch::{Condition, all_down, all_ok, health, services, status};
 use wopr_harness::{GPU, Service, VPS};
 
 const DROPLET: &str = "412345678";
+
+/// So many services, and no more, are down.
+fn down(count: usize) -> Condition {
+    Condition::new(format!("{count} services down"), move |row| {
+        row.health().values().filter(|health| **health == Down).count() == count
+    })
+}
 
 #[tokio::test]
 async fn the_first_poll_comes_one_interval_after_the_start_and_finds_all_well() -> Result<()> {
@@ -67,12 +74,8 @@ async fn one_service_that_stops_is_down_alone(
     let mut watch = topology.watch(&node).await?;
 
     let stopped = topology.stop_service(service).await?;
-    let row = watch.until(health(key, Down)).within(polls(2)).await?;
-    assert_eq!(
-        row.health().values().filter(|health| **health == Down).count(),
-        1,
-        "{row:?}"
-    );
+    let row = watch.found(down(1)).await?;
+    assert_eq!(row.health()[key], Down, "{row:?}");
     watch.polls(3).await?;
     stopped.heal().await?;
     watch.until(all_ok()).within(polls(2)).await?;
@@ -100,13 +103,7 @@ async fn half_of_the_services_down_does_not_degrade(#[case] half: [Service; 2]) 
     let _one = topology.stop_service(half[0]).await?;
     let _other = topology.pause_service(half[1]).await?;
     watch.polls(4).await?;
-    let row = watch.next_whole_poll().await?;
-
-    assert_eq!(
-        row.health().values().filter(|health| **health == Down).count(),
-        2,
-        "{row:?}"
-    );
+    let row = watch.found(down(2)).await?;
     assert_eq!(row.status, Active);
     watch.conclude().await?;
     Ok(())
@@ -132,18 +129,10 @@ async fn a_service_is_judged_by_its_status_line(
 
     let _fault = topology.impersonate(Service::LlamaCpp, manner).await?;
     // The poll that is under way may have asked before.
-    let row = watch.next_whole_poll().await?;
-    assert_eq!(
-        row.health()["llama"],
-        verdict,
-        "{row:?}\n{}",
-        watch.history().await?
-    );
-    assert_eq!(
-        row.health()["qwen"],
-        Well,
-        "the others are judged by themselves: {row:?}"
-    );
+    // The others are judged by themselves.
+    watch
+        .found(services([("llama", verdict), ("qwen", Well)]))
+        .await?;
     watch.conclude().await?;
     Ok(())
 }
@@ -164,13 +153,7 @@ async fn an_answer_has_five_seconds(
     let _slow = topology
         .impersonate(Service::Whisper, Manner::Status { code: 200, after_ms })
         .await?;
-    let row = watch.next_whole_poll().await?;
-    assert_eq!(
-        row.health()["whisper"],
-        verdict,
-        "{row:?}\n{}",
-        watch.history().await?
-    );
+    watch.found(health("whisper", verdict)).await?;
     watch.conclude().await?;
     Ok(())
 }

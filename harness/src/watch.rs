@@ -94,6 +94,17 @@ pub fn health(service: &'static str, wanted: Health) -> Condition {
     })
 }
 
+/// The watchdog found each of these services so.
+pub fn services<const N: usize>(wanted: [(&'static str, Health); N]) -> Condition {
+    let named = wanted.map(|(service, health)| format!("{service} {health:?}"));
+    Condition::new(named.join(", "), move |row| {
+        let found = row.health();
+        wanted
+            .iter()
+            .all(|(service, health)| found.get(*service) == Some(health))
+    })
+}
+
 /// The watchdog found every service ok.
 pub fn all_ok() -> Condition {
     Condition::new("every service ok", |row| {
@@ -277,6 +288,20 @@ impl<'a> Watch<'a> {
         // One that was under way, and versions that were written while nobody looked.
         self.poll_written_after(now_us()).await?;
         self.next_poll().await
+    }
+
+    /// Waits for a poll that asked the services after this call and finds what a condition says: the first such, or
+    /// one of the two after it. On a fast clock an answer has milliseconds, and a busy host may lose one; the oracle
+    /// allows as much. What holds for good shows in all of them.
+    ///
+    /// # Errors
+    /// [`WatchError::TimedOut`] with what was found instead.
+    pub async fn found(&mut self, condition: Condition) -> Result<NodeRow, WatchError> {
+        let first = self.next_whole_poll().await?;
+        if (condition.holds)(&first) {
+            return Ok(first);
+        }
+        self.until(condition).within(polls(2)).await
     }
 
     /// Waits until platform-api has sent a webhook of this type about the node, as `gpu_node_degraded`; one that it
