@@ -15,23 +15,32 @@ use super::TopologyError;
 /// Arguments: the topology's id, its directory, seconds that it may be idle. The removal is bounded: an engine
 /// that removes nothing for ten minutes is the next boot's to deal with.
 const SCRIPT: &str = r#"
-while [ -e "$2/lease" ]; do
-  exec 9<>"$2/lease" && flock 9
+command -v docker >/dev/null || exit
+# For reading: opened for writing, a lease that its holder is just removing would be made anew. `command`, since
+# a shell ends where exec cannot open.
+while command exec 9<"$2/lease"; do
+  flock 9
+  # Whoever removed it held it until now, and removes the rest.
+  [ -e "$2/lease" ] || break
   idle_since=$(stat --format %Y "$2/idle" 2>/dev/null || echo 0)
   left=$((idle_since + $3 - $(date +%s)))
-  [ $left -gt 0 ] || break
-  exec 9>&-
+  if [ $left -le 0 ]; then
+    echo "its keeper, which removes it" >"$2/holder"
+    break
+  fi
+  exec 9<&-
   sleep $left
 done
-[ ! -e "$2" ] || echo "its keeper, which removes it" >"$2/holder"
 label="label=wopr.topology=$1" empty=0 round=0
 while [ $empty -lt 2 ] && [ $round -lt 600 ]; do
   round=$((round + 1))
-  containers=$(docker ps --all --quiet --filter "$label")
-  networks=$(docker network ls --quiet --filter "$label")
   # By name: a container that was being made while its volumes were removed makes them anew, without labels.
-  volumes=$(docker volume ls --quiet --filter "name=^wopr-$1-")
-  if [ -z "$containers$networks$volumes" ]; then
+  if ! containers=$(docker ps --all --quiet --filter "$label") ||
+    ! networks=$(docker network ls --quiet --filter "$label") ||
+    ! volumes=$(docker volume ls --quiet --filter "name=^wopr-$1-"); then
+    # An engine that does not answer, as while it restarts, is none that holds nothing.
+    empty=0
+  elif [ -z "$containers$networks$volumes" ]; then
     # A container that was being made when the owner ended comes a moment later.
     empty=$((empty + 1))
   else
@@ -49,7 +58,8 @@ while [ $empty -lt 2 ] && [ $round -lt 600 ]; do
   fi
   sleep 1
 done
-rm -rf "$2"
+# Else it stays, for the next boot to find what it belongs to.
+[ $empty -lt 2 ] || rm -rf "$2"
 "#;
 
 /// Starts it. The lease has to be held by now. Without `docker`, `setsid` or `flock` there is none, and the
@@ -75,5 +85,114 @@ pub(super) fn start(
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(TopologyError::io("start a keeper for", directory)(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::PathBuf;
+    use std::process::Child;
+
+    use super::*;
+
+    /// A keeper's world: a topology's directory, and programs that stand in for others.
+    struct World(tempfile::TempDir);
+
+    impl World {
+        fn new() -> Self {
+            let world = Self(tempfile::tempdir().unwrap());
+            std::fs::create_dir(world.topology()).unwrap();
+            std::fs::write(world.topology().join("lease"), "").unwrap();
+            // No test waits for real.
+            world.program("sleep", "");
+            world
+        }
+
+        fn topology(&self) -> PathBuf {
+            self.0.path().join("aa11bb")
+        }
+
+        fn note(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        /// `$world` is the directory of notes, `$topology` the topology's.
+        fn program(&self, name: &str, script: &str) {
+            let (world, topology) = (self.0.path().display(), self.topology());
+            let text = format!(
+                "#!/bin/sh\nworld={world} topology={}\n{script}\n",
+                topology.display()
+            );
+            let path = self.note(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+
+        fn keeper(&self) -> Child {
+            let path = format!("{}:{}", self.0.path().display(), std::env::var("PATH").unwrap());
+            let mut keeper = Command::new("sh");
+            keeper
+                .args(["-c", SCRIPT, "wopr-keeper", "aa11bb"])
+                .arg(self.topology())
+                .arg("60");
+            keeper.env("PATH", path).spawn().unwrap()
+        }
+    }
+
+    #[test]
+    fn an_engine_that_does_not_answer_is_not_taken_for_an_empty_one() {
+        let world = World::new();
+        world.program(
+            "docker",
+            r#"
+            echo x >>$world/calls
+            [ $(wc -l <$world/calls) -gt 8 ] || exit 1
+            case $1 in
+              ps) [ -e $world/removed ] || echo c0ffee ;;
+              rm) touch $world/removed ;;
+            esac"#,
+        );
+        world.keeper().wait().unwrap();
+        assert!(world.note("removed").exists(), "the container was left behind");
+        assert!(!world.topology().exists());
+    }
+
+    #[test]
+    fn the_directory_of_what_an_engine_never_told_of_stays_for_the_next_boot() {
+        let world = World::new();
+        world.program("docker", "exit 1");
+        world.keeper().wait().unwrap();
+        assert!(world.topology().join("lease").exists());
+    }
+
+    #[test]
+    fn nothing_is_made_in_a_directory_that_its_owner_is_removing() {
+        let world = World::new();
+        std::fs::write(world.topology().join("idle"), "").unwrap();
+        // While the keeper sleeps, the owner comes as far as the lease.
+        world.program("sleep", "rm -f $topology/lease");
+        world.program("docker", "ls $topology >>$world/seen");
+        world.keeper().wait().unwrap();
+        assert_eq!(
+            std::fs::read_to_string(world.note("seen"))
+                .unwrap()
+                .replace("idle\n", ""),
+            ""
+        );
+    }
+
+    #[test]
+    fn it_waits_for_a_lease_that_is_held() {
+        let world = World::new();
+        world.program("docker", "");
+        let held = std::fs::File::open(world.topology().join("lease")).unwrap();
+        held.lock().unwrap();
+        let mut keeper = world.keeper();
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(keeper.try_wait().unwrap().is_none());
+        drop(held);
+        keeper.wait().unwrap();
+        assert!(!world.topology().exists());
     }
 }
