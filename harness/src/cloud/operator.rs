@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::task::{AbortHandle, JoinSet};
 use wopr_cloud::{Order, What};
@@ -13,6 +14,10 @@ use crate::control::{Control, ControlError};
 use crate::history::Deeds;
 use crate::machine::{RunningMachine, VPS};
 use crate::topology::Topology;
+
+/// A machine that went down is up again by then, or was not meant to be.
+const BOOT: Duration = Duration::from_secs(120);
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Follows the cloud's orders until it is dropped. What it was doing then stays as it is: a topology of a test's
 /// own goes with the test, and one of the pool does not pass its reset and is replaced.
@@ -84,6 +89,19 @@ impl Work {
         Ok(control)
     }
 
+    /// The same once the VPS machine has booted anew. One that is going down may still take the question.
+    async fn listen_again(&self) -> Result<Control, CloudError> {
+        let began = Instant::now();
+        loop {
+            match self.listen().await {
+                Err(CloudError::Control(ControlError::Ended { .. })) if began.elapsed() < BOOT => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                ended => return ended,
+            }
+        }
+    }
+
     async fn follow(self: Arc<Self>, mut control: Control) {
         let mut after = 0;
         // Aborted with this.
@@ -97,7 +115,7 @@ impl Work {
                     }
                 }
                 // The VPS machine boots anew; its cloud remembers.
-                Err(ControlError::Ended { .. }) => match self.listen().await {
+                Err(ControlError::Ended { .. }) => match self.listen_again().await {
                     Ok(again) => control = again,
                     Err(error) => return self.complain(error),
                 },
