@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use wopr_harness::VPS;
 use wopr_harness::cloud::{Conduct, Reboots};
-use wopr_harness::machine::Role;
+use wopr_harness::machine::{Role, RunningMachine};
 use wopr_harness::topology::Topology;
 use wopr_machine::paths::{DNS_ADDRESS, PLATFORM_TLS_PORT, RECORDER_PORT};
 use wopr_machine::protocol::{CloudRequest, Reply, Request};
@@ -164,10 +164,10 @@ async fn call(topology: &Topology, method: &str, path: &str, body: Option<Value>
 }
 
 /// The machine at an address.
-pub(crate) fn machine_at(topology: &Topology, address: Option<&str>) -> Option<String> {
-    let address: Ipv4Addr = address?.parse().ok()?;
-    let machine = topology.machines().find(|machine| machine.address() == address)?;
-    Some(machine.name().to_string())
+fn machine_at(topology: &Topology, address: Option<Ipv4Addr>) -> Option<&RunningMachine> {
+    topology
+        .machines()
+        .find(|machine| Some(machine.address()) == address)
 }
 
 impl List {
@@ -195,7 +195,8 @@ impl List {
                 text(&droplet["name"]),
                 text(&droplet["status"]),
                 public.unwrap_or("none").to_owned(),
-                machine_at(topology, public).unwrap_or_else(|| "none".to_owned()),
+                machine_at(topology, public.and_then(|text| text.parse().ok()))
+                    .map_or_else(|| "none".to_owned(), |machine| machine.name().to_string()),
                 text(&droplet["region"]["slug"]),
                 text(&droplet["size_slug"]),
             ]
@@ -242,11 +243,7 @@ impl Operate {
             OnReboot::Moved => Reboots::Moved,
         });
         for droplet in topology.droplets().await? {
-            let address = droplet.public;
-            let machine = topology
-                .machines()
-                .find(|machine| Some(machine.address()) == address);
-            if let Some(machine) = machine {
+            if let Some(machine) = machine_at(topology, droplet.public) {
                 conduct = conduct.machine(droplet.id, machine.name());
             }
         }

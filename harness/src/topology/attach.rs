@@ -31,14 +31,11 @@ impl Topology {
         let engine = Engine::connect().await?;
         let settings = StackSettings::by_hand(&dirs)?;
         let control = dirs.by_hand_control()?;
-        let mut addresses = BTreeMap::from([(VPS, Lan::BY_HAND.address(0)), (GPU, Lan::BY_HAND.address(1))]);
-        addresses.extend(by_hand::others(&dirs).map(|name| {
-            let address = place_of(&name, &Lan::BY_HAND);
-            (name, address)
-        }));
+        let names = [VPS, GPU].into_iter().chain(by_hand::others(&dirs));
+        let addresses = names.map(|name| (name.clone(), place_of(&name, &Lan::BY_HAND)));
         let local = by_hand::settings(&dirs)?;
         let models = local.get("WOPR_MODELS_DIR").filter(|path| !path.is_empty());
-        let setting = Setting {
+        let mut setting = Setting {
             topology: BY_HAND.to_owned(),
             root: dirs.root.clone(),
             control,
@@ -48,14 +45,13 @@ impl Topology {
             image_set: local.get("WOPR_IMAGE_SET").cloned().unwrap_or_default(),
             models: models.map_or_else(|| dirs.tiny_models(), |path| dirs.root.join("local").join(path)),
             gpus: Variant::Full,
-            addresses,
+            addresses: addresses.collect(),
             privilege: Privilege::Nested,
             gid: rustix::process::getgid().as_raw(),
             chosen_ports: BTreeMap::new(),
             owner: dirs.run.clone(),
             idle: Duration::ZERO,
         };
-        let mut setting = setting;
         if setting.addresses.len() > 2 {
             let (info, image) = (engine.info().await?, local.get("WOPR_MACHINE_IMAGE"));
             let image = image.map_or("", String::as_str);
