@@ -1,13 +1,16 @@
 //! What a database that fails does to polls, registrations and the watchdog's memory.
 
+#[path = "common/making.rs"]
+mod making;
+
 use anyhow::{Result, bail};
+use making::register;
 use pretty_assertions::assert_eq;
 use rstest::rstest;
 use wopr_harness::clock::{minutes, polls, seconds};
 use wopr_harness::fault::{Fault, FaultError};
 use wopr_harness::history::Status::{Active, Degraded, Failed};
-use wopr_harness::machine::Role;
-use wopr_harness::seed::{NodeId, NodeSpec};
+use wopr_harness::seed::NodeSpec;
 use wopr_harness::testing::topology;
 use wopr_harness::watch::{Condition, all_down, all_ok, status};
 use wopr_harness::{GPU, Service, Topology, VPS};
@@ -27,17 +30,6 @@ async fn apply(topology: &Topology, harm: Harm) -> Result<Fault, FaultError> {
         Harm::Pause => topology.pause_service(Service::Postgres).await,
         Harm::FullDisk => topology.fill_disk().await,
     }
-}
-
-/// Status of the answer to a node's registration.
-async fn register(topology: &Topology, node: &NodeId, stage: &str) -> Result<u16> {
-    let secret = topology.settings().value(Role::Vps, "GPU_NODE_SECRET")?;
-    let sent = reqwest::Client::new()
-        .post(topology.url(3100, &format!("/internal/gpu/register?stage={stage}")))
-        .bearer_auth(secret)
-        .body(format!(r#"{{"nodeId":"{node}"}}"#))
-        .send();
-    Ok(sent.await?.status().as_u16())
 }
 
 /// Waits, where there is nothing to wait for: no poll can be written while the database is away.
@@ -108,7 +100,7 @@ async fn a_registration_without_a_database_is_a_500_and_changes_nothing(#[case] 
     let mut watch = topology.watch(&spec.id).await?;
 
     let away = apply(&topology, harm).await?;
-    assert_eq!(register(&topology, &spec.id, "done").await?, 500);
+    assert_eq!(register(&topology, spec.id.as_str(), "done").await?, 500);
     away.heal().await?;
     let history = watch.history().await?;
     assert_eq!(
@@ -117,7 +109,7 @@ async fn a_registration_without_a_database_is_a_500_and_changes_nothing(#[case] 
         "the row is as it was\n{history}"
     );
     assert_eq!(
-        register(&topology, &spec.id, "registering").await?,
+        register(&topology, spec.id.as_str(), "registering").await?,
         200,
         "and its retry is taken"
     );

@@ -29,6 +29,14 @@ async fn topology(behaviour: Behaviour) -> Result<Topology> {
     Ok(builder.boot().await?)
 }
 
+/// Ends a scenario: the contract allows what production does.
+async fn allowed(behaviour: Behaviour, topology: &Topology) -> Result<()> {
+    if behaviour == Behaviour::Production {
+        topology.conclude().await?;
+    }
+    Ok(())
+}
+
 #[rstest]
 #[tokio::test]
 async fn finding_1_a_node_that_recovers_across_a_restart_stays_degraded(
@@ -53,11 +61,7 @@ async fn finding_1_a_node_that_recovers_across_a_restart_stays_degraded(
         Active
     };
     assert_eq!(row.status, expected, "\n{}", watch.history().await?);
-    if behaviour == Behaviour::Production {
-        // The contract allows it.
-        watch.conclude().await?;
-    }
-    Ok(())
+    allowed(behaviour, &topology).await
 }
 
 #[rstest]
@@ -109,11 +113,7 @@ async fn finding_2_a_restart_in_the_reboot_window_leads_to_a_second_reboot(
     let history = watch.history().await?;
     let expected = if behaviour == Behaviour::Production { 2 } else { 1 };
     assert_eq!(history.reboots(DROPLET), expected, "\n{history}");
-    if behaviour == Behaviour::Production {
-        // The contract allows it.
-        watch.conclude().await?;
-    }
-    Ok(())
+    allowed(behaviour, &topology).await
 }
 
 #[rstest]
@@ -134,7 +134,7 @@ async fn finding_4_last_health_at_moves_on_failed_polls(
         behaviour == Behaviour::Production,
         "{good:?} {bad:?}"
     );
-    Ok(())
+    allowed(behaviour, &topology).await
 }
 
 #[rstest]
@@ -162,7 +162,7 @@ async fn finding_5_seeded_booleans_stay_until_the_first_poll(
         behaviour == Behaviour::Production,
         "{text}"
     );
-    Ok(())
+    allowed(behaviour, &topology).await
 }
 
 #[rstest]
@@ -191,7 +191,7 @@ async fn finding_6_done_activates_a_node_that_has_no_host(
         (409, "provisioning")
     };
     assert_eq!((asked.status().as_u16(), status.as_str()), (code, expected));
-    Ok(())
+    allowed(behaviour, &topology).await
 }
 
 #[rstest]
@@ -215,7 +215,7 @@ async fn finding_7_a_node_that_failed_stays_failed_when_its_services_return(
         Active
     };
     assert_eq!(status, format!("{expected:?}").to_lowercase());
-    Ok(())
+    allowed(behaviour, &topology).await
 }
 
 #[rstest]
@@ -251,7 +251,7 @@ async fn finding_3_polls_of_eight_black_holed_nodes_overlap(
         behaviour == Behaviour::Production,
         "whether a node was polled again before each was polled once\n{history}"
     );
-    Ok(())
+    allowed(behaviour, &topology).await
 }
 
 #[tokio::test]

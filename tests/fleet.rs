@@ -1,9 +1,13 @@
 //! Several GPU machines, each with links, faults and a node of its own.
 
+#[path = "common/making.rs"]
+mod making;
+
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result};
 use futures_util::future::try_join_all;
+use making::{admin_well, judged};
 use pretty_assertions::assert_eq;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -12,7 +16,7 @@ use wopr_harness::cloud::Conduct;
 use wopr_harness::fault::{Names, Outcome, Split};
 use wopr_harness::history::History;
 use wopr_harness::history::Status::{Active, Degraded};
-use wopr_harness::machine::{MachineName, Role};
+use wopr_harness::machine::MachineName;
 use wopr_harness::seed::{self, FleetNode, NodeId};
 use wopr_harness::testing::light_fleet;
 use wopr_harness::watch::{all_down, all_ok, status};
@@ -213,6 +217,7 @@ async fn finding_3_eight_black_holed_machines_of_sixteen_make_polls_overlap() ->
         overlap,
         "each node was polled once before any was polled again\n{history}"
     );
+    judged(&topology).await?;
     Ok(())
 }
 
@@ -232,7 +237,13 @@ async fn nodes_join_and_leave_while_the_watchdog_polls() -> Result<()> {
         .await?;
 
     let leaving = &nodes[1];
-    delete(&topology, &leaving.id).await?;
+    admin_well(
+        &topology,
+        Method::DELETE,
+        &format!("/{}", leaving.id),
+        Value::Null,
+    )
+    .await?;
     let staying = [nodes[0].clone(), late.clone()];
     let mut watch = topology.watch_fleet(&staying).await?;
     watch.polls(3).await?;
@@ -248,19 +259,6 @@ async fn nodes_join_and_leave_while_the_watchdog_polls() -> Result<()> {
     Ok(())
 }
 
-/// A call to platform-api as its operators make it, which is to go well.
-async fn admin(topology: &Topology, method: Method, path: &str, body: Value) -> Result<()> {
-    let token = topology.settings().value(Role::Vps, "FLEET_API_TOKEN_ADMIN")?;
-    let url = topology.url(3100, &format!("/api/admin/gpu{path}"));
-    let request = reqwest::Client::new().request(method, url).bearer_auth(token);
-    request.json(&body).send().await?.error_for_status()?;
-    Ok(())
-}
-
-async fn delete(topology: &Topology, node: &NodeId) -> Result<()> {
-    admin(topology, Method::DELETE, &format!("/{node}"), Value::Null).await
-}
-
 #[tokio::test]
 async fn sixteen_nodes_that_are_provisioned_at_once_are_machines_of_their_own() -> Result<()> {
     let rate = Rate::from_environment()?;
@@ -272,7 +270,7 @@ async fn sixteen_nodes_that_are_provisioned_at_once_are_machines_of_their_own() 
     let mut watch = topology.watch_nodes(ids.clone()).await?;
     let made = ids
         .iter()
-        .map(|id| admin(&topology, Method::POST, "", json!({ "name": id.as_str() })));
+        .map(|id| admin_well(&topology, Method::POST, "", json!({ "name": id.as_str() })));
     try_join_all(made).await?;
 
     watch.until_each(status(Active)).within(minutes(10)).await?;
@@ -284,7 +282,7 @@ async fn sixteen_nodes_that_are_provisioned_at_once_are_machines_of_their_own() 
         .collect();
     assert_eq!(hosts.len(), 16, "\n{history}");
     operator.end()?;
-    wopr_harness::oracle::judge_all(&history)?;
+    judged(&topology).await?;
     Ok(())
 }
 
@@ -308,5 +306,6 @@ async fn a_node_is_whoever_has_its_address() -> Result<()> {
         .within(polls(4))
         .await?;
     drop(off);
+    judged(&topology).await?;
     Ok(())
 }

@@ -32,47 +32,59 @@ async fn a_topology_that_was_given_back_is_leased_again_across_processes() -> Re
 }
 
 #[rstest]
-#[case::rows("rows")]
-#[case::a_partition("partition")]
-#[case::a_toxic("toxic")]
-#[case::a_frozen_service("frozen-service")]
-#[case::a_frozen_machine("frozen-machine")]
-#[case::a_clock_that_jumped("clock-jump")]
-#[case::a_wrong_name("wrong-name")]
-#[case::a_cloud_that_somebody_operates("operated-cloud")]
-#[case::a_stopped_database("stopped-database")]
-#[case::a_watched_node("watch")]
+#[case::rows_and_records(&["rows", "watch", "operated-cloud"])]
+#[case::faults_of_links(&["partition", "toxic", "wrong-name"])]
+#[case::what_stands_still(&["frozen-service", "frozen-machine", "stopped-database", "clock-jump"])]
 #[tokio::test]
-async fn what_a_reset_undoes_is_gone_for_the_next(#[case] mess: &str) -> Result<()> {
+async fn what_a_reset_undoes_is_gone_for_the_next(#[case] messes: &[&str]) -> Result<()> {
     let pool = Pool::of(1)?;
-    let said = pool.play(&format!("lease {mess} give lease drop")).await?;
-    assert_eq!(said[1], "gave back");
-    assert_eq!(id(&said[0])?, id(&said[2])?);
-    assert!(said[2].ends_with("with 0 rows"), "{said:?}");
+    let left = messes.iter().map(|mess| format!("lease {mess} give "));
+    let said = pool.play(&(left.collect::<String>() + "lease drop")).await?;
+    assert_eq!(said.len(), 2 * messes.len() + 1, "{said:?}");
+    let first = id(&said[0])?;
+    for words in &said {
+        let is_as_new = words.contains(first) && words.ends_with("with 0 rows");
+        assert!(is_as_new || words == "gave back", "{said:?}");
+    }
     Ok(())
 }
 
 #[rstest]
-#[case::a_packet_rule("packet-rule", "192.0.2.1")]
-#[case::a_program("program", "program sleep")]
-#[case::a_function_in_the_database("trigger", "function f()")]
-#[case::a_setting_of_the_database("database-setting", "work_mem = 1024")]
-#[case::no_service("no-service", "lost \"service whisper\"")]
-#[case::no_machine("dead-machine", "lost \"machine gpu\"")]
-#[case::an_absent_machine("absent-machine", "lost \"machine gpu at its address\"")]
-#[case::a_moved_machine("moved-machine", "lost \"machine gpu at its address\"")]
+#[case::in_a_machine(&[
+    ("packet-rule", "192.0.2.1"),
+    ("program", "program sleep"),
+    ("listener", "listener tcp 0.0.0.0:7777"),
+    ("file", "file /etc/left-behind new"),
+])]
+#[case::of_services(&[
+    ("file-of-a-service", "postgres file /etc/left-behind new"),
+    ("trigger", "function f()"),
+    ("database-setting", "work_mem = 1024"),
+    ("no-service", "lost \"service whisper\""),
+])]
+#[case::of_machines(&[
+    ("dead-machine", "lost \"machine gpu\""),
+    ("absent-machine", "lost \"machine gpu at its address\""),
+    ("moved-machine", "lost \"machine gpu at its address\""),
+])]
 #[tokio::test]
 async fn what_a_reset_does_not_undo_is_named_and_its_topology_replaced(
-    #[case] mess: &str,
-    #[case] named: &str,
+    #[case] messes: &[(&str, &str)],
 ) -> Result<()> {
     let pool = Pool::of(1)?;
-    let said = pool.play(&format!("lease {mess} give lease drop")).await?;
-    assert!(
-        said[1].starts_with("left ") && said[1].contains(named),
-        "{said:?}"
-    );
-    assert_ne!(id(&said[0])?, id(&said[2])?);
+    let left = messes.iter().map(|(mess, _)| format!("lease {mess} give "));
+    let said = pool.play(&(left.collect::<String>() + "lease drop")).await?;
+    let mut ids = BTreeSet::new();
+    for (place, (mess, named)) in messes.iter().enumerate() {
+        ids.insert(id(&said[2 * place])?);
+        let told = &said[2 * place + 1];
+        assert!(
+            told.starts_with("left ") && told.contains(named),
+            "{mess}: {said:?}"
+        );
+    }
+    ids.insert(id(&said[2 * messes.len()])?);
+    assert_eq!(ids.len(), messes.len() + 1, "each is replaced: {said:?}");
     Ok(())
 }
 
@@ -152,6 +164,68 @@ async fn two_pools_share_nothing() -> Result<()> {
     let (first, second) = (one.play("lease drop").await?, other.play("lease drop").await?);
     assert_ne!(id(&first[0])?, id(&second[0])?);
     Ok(())
+}
+
+#[tokio::test]
+async fn one_more_than_tests_hold_boots_ahead_of_demand() -> Result<()> {
+    let pool = Pool::of(2)?.with("WOPR_POOL_AHEAD", "1");
+    let mut holder = pool.start("lease wait")?;
+    let held = until_leased(&mut holder).await?;
+    let ahead = until_idle(&pool).await?;
+    let mut next = pool.start("lease wait")?;
+    assert_eq!(until_leased(&mut next).await?, ahead);
+    assert_ne!(held, ahead);
+    // The pool is full: nothing more boots.
+    assert_eq!(std::fs::read_dir(pool.run.path())?.count(), 2);
+    holder.kill().await?;
+    next.kill().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_boots_ahead_of_demand_goes_with_a_killed_test() -> Result<()> {
+    let pool = Pool {
+        idle: Duration::from_secs(2),
+        ..Pool::of(2)?.with("WOPR_POOL_AHEAD", "1")
+    };
+    let mut holder = pool.start("lease wait")?;
+    let held = until_leased(&mut holder).await?;
+    let ahead = until_another(&pool, &held).await?;
+    holder.kill().await?;
+    until_gone(&pool, &ahead).await?;
+    until_gone(&pool, &held).await
+}
+
+/// Waits for a second topology, in whatever state; returns its id.
+async fn until_another(pool: &Pool, one: &str) -> Result<String> {
+    let began = Instant::now();
+    loop {
+        for entry in std::fs::read_dir(pool.run.path())?.flatten() {
+            let id = entry.file_name().to_string_lossy().into_owned();
+            if id != one {
+                return Ok(id);
+            }
+        }
+        assert!(
+            began.elapsed() < Duration::from_secs(60),
+            "nothing boots beside {one}"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits for a topology that nobody holds; returns its id.
+async fn until_idle(pool: &Pool) -> Result<String> {
+    let began = Instant::now();
+    loop {
+        for entry in std::fs::read_dir(pool.run.path())?.flatten() {
+            if entry.path().join("idle").exists() {
+                return Ok(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "nothing is idle");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]

@@ -7,7 +7,9 @@ mod making;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use making::{NODE, STAGES, admin, judged, machines_left, provision, stage, stages, the_droplet, with_rack};
+use making::{
+    NODE, STAGES, admin, judged, machines_left, provision, register, stage, stages, the_droplet, with_rack,
+};
 use pretty_assertions::assert_eq;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
@@ -15,7 +17,6 @@ use wopr_harness::clock::{minutes, polls, seconds};
 use wopr_harness::cloud::standin::{Answer, Calls};
 use wopr_harness::cloud::{Conduct, Reboots};
 use wopr_harness::history::Status::{Active, Degraded, Failed, Provisioning};
-use wopr_harness::machine::Role;
 use wopr_harness::watch::{all_ok, status};
 use wopr_harness::{Service, Topology, VPS};
 
@@ -33,19 +34,6 @@ async fn nothing_is_left(topology: &Topology) -> Result<()> {
     tokio::time::timeout(GONE, gone)
         .await
         .context("a droplet or its machine is left")?
-}
-
-/// Registers a stage from the machine of the node, as its cloud-init does.
-async fn register(topology: &Topology, stage: &str) -> Result<StatusCode> {
-    let secret = topology.settings().value(Role::Vps, "GPU_NODE_SECRET")?;
-    let url = topology.url(3100, &format!("/internal/gpu/register?stage={stage}"));
-    let body = format!(r#"{{"nodeId":"{NODE}"}}"#);
-    let sent = reqwest::Client::new()
-        .post(url)
-        .bearer_auth(secret)
-        .body(body)
-        .send();
-    Ok(sent.await?.status())
 }
 
 #[tokio::test]
@@ -108,7 +96,7 @@ async fn finding_a_stage_that_is_registered_early_is_written_over() -> Result<()
     let mut watch = topology.watch(&NODE.parse()?).await?;
     let early = async {
         watch.until(stage("waiting_active")).within(minutes(2)).await?;
-        register(&topology, "installing_docker").await
+        register(&topology, NODE, "installing_docker").await
     };
     let (made, early) = tokio::join!(provision(&topology), early);
     assert_eq!((made?.0, early?), (StatusCode::CREATED, StatusCode::OK));
@@ -224,7 +212,7 @@ async fn a_registration_that_is_sent_twice_is_taken_twice() -> Result<()> {
     provision(&topology).await?;
     for stage in &STAGES[3..] {
         for _ in 0..2 {
-            assert_eq!(register(&topology, stage).await?, StatusCode::OK, "{stage}");
+            assert_eq!(register(&topology, NODE, stage).await?, StatusCode::OK, "{stage}");
         }
     }
     watch.until(status(Active)).within(polls(1)).await?;

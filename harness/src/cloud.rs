@@ -64,8 +64,9 @@ impl Topology {
     /// [`CloudError::Control`].
     pub async fn lose_droplet(&self, droplet: u64) -> Result<(), CloudError> {
         self.ask_cloud(CloudRequest::Vanish { droplet }).await?;
-        self.deeds()
-            .note(format!("droplet {droplet} is deleted behind everybody's back"));
+        // What becomes of its machine is its operator's to tell.
+        let what = format!("droplet {droplet} is deleted behind everybody's back");
+        self.deeds().note(Deed::over(what, Meaning::nothing()));
         Ok(())
     }
 

@@ -9,6 +9,8 @@ mod log;
 mod memory;
 mod network;
 mod ports;
+mod spec;
+mod start;
 mod volume;
 
 use std::path::PathBuf;
@@ -17,9 +19,7 @@ use std::time::Duration;
 use bollard::Docker;
 
 pub use build::{BuildContext, BuildLine};
-pub use container::{
-    Access, ContainerSpec, ContainerState, HostPort, MountSource, MountSpec, PortMap, Privilege,
-};
+pub use container::ContainerState;
 pub use error::EngineError;
 pub use exec::Output;
 pub use log::{Follow, Log, LogLine};
@@ -27,6 +27,7 @@ pub use memory::Memory;
 pub(crate) use network::lock_file;
 pub use network::{Lan, SUBNET_RANGE};
 pub(crate) use ports::holder as port_holder;
+pub use spec::{Access, ContainerSpec, HostPort, MountSource, MountSpec, PortMap, Privilege};
 
 /// Every call but those that move images is answered in well under this.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -5,12 +5,14 @@
 //! the harness's directories and locks that die with their holder: tests in one process, in a process
 //! each, or in several runs at once share one pool, and no service has to be started for it.
 
+mod ahead;
 mod database;
 mod lease;
 mod member;
 mod reset;
 mod state;
 
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
@@ -20,7 +22,8 @@ pub use state::Difference;
 
 use crate::env;
 use crate::progress::Task;
-use crate::topology::{Builder, Claim, Plan, Sweep, TopologyError, sweep};
+use crate::topology::{Builder, Claim, Plan, Sweep, Topology, TopologyError, sweep};
+use ahead::Ahead;
 use member::Member;
 use state::State;
 
@@ -70,8 +73,9 @@ fn digest(bytes: &[u8]) -> String {
 /// Takes a topology of what `builder` describes: one that is idle, else a new one, else waits for one.
 ///
 /// The pool grows to what the host bears: two for each processor and at most what its memory holds, or
-/// `WOPR_POOL` of them. With `WOPR_POOL=0` there is no pool, and each lease boots its own. Light machines are
-/// never shared: each lease boots its own, too.
+/// `WOPR_POOL` of them. Where it has room, one more than tests hold is booted for the next, or `WOPR_POOL_AHEAD`;
+/// 0 boots none before it is asked for. With `WOPR_POOL=0` there is no pool, and each lease boots its own. Light
+/// machines are never shared: each lease boots its own, too.
 ///
 /// # Errors
 /// [`PoolError`].
@@ -93,19 +97,21 @@ pub async fn lease(builder: Builder) -> Result<Lease, PoolError> {
     if most == 0 || plan.is_light() {
         return Ok(Lease::of_its_own(plan.boot().await?));
     }
-    let key = plan.key();
+    let (key, wanted) = (plan.key(), ahead::wanted()?);
     let began = Instant::now();
     let mut task: Option<Task> = None;
     loop {
         for member in member::idle(&plan.dirs.run, &key) {
             if let Some(lease) = take(&plan, member).await {
                 task.into_iter().for_each(Task::done);
-                return Ok(lease);
+                return Ok(lease.followed_by(Ahead::start(&plan, &key, most, wanted)));
             }
         }
         if let Some(claim) = grow(&mut plan, &key, most).await? {
             task.into_iter().for_each(Task::done);
-            return boot(&plan, &key, claim).await;
+            let (topology, baseline) = boot_member(&plan, &key, claim).await?;
+            let lease = Lease::of_the_pool(topology, baseline);
+            return Ok(lease.followed_by(Ahead::start(&plan, &key, most, wanted)));
         }
         if task.is_none() && began.elapsed() > PATIENT {
             let waiting = plan.progress.begin("waiting for a topology");
@@ -146,12 +152,11 @@ async fn take(plan: &Plan, member: Member) -> Option<Lease> {
 
 /// Claims a place for one more, if the host bears it. An idle one that nobody asks for makes room.
 async fn grow(plan: &mut Plan, key: &str, most: usize) -> Result<Option<Claim>, PoolError> {
-    let lock = plan.dirs.state.join("pool.lock");
-    let _held = crate::engine::lock_file(&lock)
-        .await
-        .map_err(TopologyError::from)?;
+    let _held = lock(plan).await?;
     if member::count(&plan.dirs.run) >= most && member::has_dead(&plan.dirs.run) {
-        sweep(&plan.engine, &plan.dirs, Sweep::Expired(plan.idle)).await?;
+        // What will not go is no concern of this test's.
+        let swept = sweep(&plan.engine, &plan.dirs, Sweep::Expired(plan.idle)).await?;
+        swept.tell_of_refusals();
     }
     if member::count(&plan.dirs.run) >= most {
         let Some(other) = member::idle_others(&plan.dirs.run, key).into_iter().next() else {
@@ -164,10 +169,25 @@ async fn grow(plan: &mut Plan, key: &str, most: usize) -> Result<Option<Claim>, 
     Ok(Some(plan.claim()?))
 }
 
+/// Claims a place for one more that nobody waits for: nothing makes room for it.
+async fn claim(plan: &mut Plan, most: usize) -> Result<Option<Claim>, PoolError> {
+    let _held = lock(plan).await?;
+    if member::count(&plan.dirs.run) >= most {
+        return Ok(None);
+    }
+    Ok(Some(plan.claim()?))
+}
+
+/// Who holds it counts the pool, and grows it.
+async fn lock(plan: &Plan) -> Result<File, PoolError> {
+    let locked = crate::engine::lock_file(&plan.dirs.state.join("pool.lock")).await;
+    Ok(locked.map_err(TopologyError::from)?)
+}
+
 /// Boots a new member, and notes what it looks like.
-async fn boot(plan: &Plan, key: &str, claim: Claim) -> Result<Lease, PoolError> {
+async fn boot_member(plan: &Plan, key: &str, claim: Claim) -> Result<(Topology, State), PoolError> {
     let topology = plan.boot_claimed(claim).await?;
     let baseline = State::read(&topology).await?;
     member::keep(plan, &topology, key, &baseline)?;
-    Ok(Lease::of_the_pool(topology, baseline))
+    Ok((topology, baseline))
 }

@@ -8,6 +8,7 @@ mod error;
 mod health;
 mod keeper;
 mod remains;
+mod sweep;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -22,7 +23,8 @@ pub use builder::{Builder, idle_time};
 pub use error::TopologyError;
 pub use health::{HEALTH_PATIENCE, ServiceHealth};
 pub(crate) use remains::Remains;
-pub use remains::{Leftovers, Listed, Owner, Sweep, Volumes, list, remove_by_hand, sweep};
+pub use remains::{Leftovers, Volumes, remove_by_hand};
+pub use sweep::{Listed, Owner, Sweep, Swept, list, sweep};
 
 use tokio::sync::OnceCell;
 

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each file of tests uses a part")]
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use wopr_harness::Topology;
@@ -33,7 +33,7 @@ pub async fn with_rack(places: usize) -> Result<Topology> {
     Ok(Topology::builder().rate(rate).rack(places).boot().await?)
 }
 
-/// A call to platform-api as its operators make it.
+/// A call to platform-api as its operators make it: the status, and the body where it is JSON.
 pub async fn admin(
     topology: &Topology,
     method: Method,
@@ -44,7 +44,24 @@ pub async fn admin(
     let url = topology.url(3100, &format!("/api/admin/gpu{path}"));
     let request = reqwest::Client::new().request(method, url).bearer_auth(token);
     let answer = request.json(&body).send().await?;
-    Ok((answer.status(), answer.json().await?))
+    let (status, text) = (answer.status(), answer.text().await?);
+    Ok((status, serde_json::from_str(&text).unwrap_or_default()))
+}
+
+/// The same call, which is to go well.
+pub async fn admin_well(topology: &Topology, method: Method, path: &str, body: Value) -> Result<Value> {
+    let (status, answer) = admin(topology, method, path, body).await?;
+    ensure!(status.is_success(), "{status}: {answer}");
+    Ok(answer)
+}
+
+/// Registers a stage of a node, as its cloud-init does; returns the status of the answer.
+pub async fn register(topology: &Topology, node: &str, stage: &str) -> Result<StatusCode> {
+    let secret = topology.settings().value(Role::Vps, "GPU_NODE_SECRET")?;
+    let url = topology.url(3100, &format!("/internal/gpu/register?stage={stage}"));
+    let request = reqwest::Client::new().post(url).bearer_auth(secret);
+    let sent = request.body(json!({ "nodeId": node }).to_string()).send();
+    Ok(sent.await?.status())
 }
 
 pub async fn provision(topology: &Topology) -> Result<(StatusCode, Value)> {

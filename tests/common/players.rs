@@ -109,6 +109,29 @@ async fn leave(mess: &str, topology: &Topology) -> Result<()> {
             )
             .await?
         }
+        "listener" => {
+            let listens =
+                "use IO::Socket; $s = IO::Socket::INET->new(Listen => 1, LocalPort => 7777); sleep 600";
+            let started = format!("setsid perl -e '{listens}' >/dev/null 2>&1 </dev/null &");
+            in_vps(topology, &["sh", "-c", &started]).await?
+        }
+        "file" => in_vps(topology, &["touch", "/etc/left-behind"]).await?,
+        "file-of-a-service" => {
+            let postgres = Service::Postgres.container();
+            in_vps(
+                topology,
+                &[
+                    "docker",
+                    "exec",
+                    "--user",
+                    "0",
+                    &postgres,
+                    "touch",
+                    "/etc/left-behind",
+                ],
+            )
+            .await?
+        }
         "program" => {
             in_vps(
                 topology,
@@ -196,7 +219,7 @@ impl Pool {
             run,
             most,
             idle,
-            environment: Vec::new(),
+            environment: vec![("WOPR_POOL_AHEAD", "0")],
         })
     }
 
@@ -226,6 +249,11 @@ impl Pool {
     /// Plays to the end; returns what the player said.
     pub async fn play(&self, script: &str) -> Result<Vec<String>> {
         let played = self.start(script)?.wait_with_output().await?;
+        // For the reader of a test that fails: what the harness had to say.
+        let errors = String::from_utf8_lossy(&played.stderr);
+        for line in errors.lines().filter(|line| line.starts_with("wopr: ")) {
+            eprintln!("{line}");
+        }
         Ok(said(&played))
     }
 }
@@ -240,8 +268,12 @@ impl Drop for RunDirectory {
                 .enable_all()
                 .build()?;
             runtime.block_on(async {
-                sweep(&Engine::connect().await?, &dirs, Sweep::Free).await?;
-                Ok(())
+                let swept = sweep(&Engine::connect().await?, &dirs, Sweep::Free).await?;
+                swept
+                    .refused
+                    .into_iter()
+                    .next()
+                    .map_or(Ok(()), |error| Err(error.into()))
             })
         });
         if let Ok(Err(error)) = swept.join() {

@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use futures_util::future::join_all;
@@ -319,19 +320,26 @@ impl Ps {
         if self.json {
             let entry = |entry: &topology::Listed| {
                 let owner = entry.owner.to_string();
-                json!({ "topology": entry.id, "owner": owner, "containers": entry.containers })
+                let age = age(entry).map(|age| age.as_secs());
+                json!({ "topology": entry.id, "owner": owner, "age_s": age, "containers": entry.containers })
             };
             say!("{:#}", Value::Array(found.iter().map(entry).collect()));
         } else if found.is_empty() {
             say!("no topology is on this host");
         } else {
-            let rows = found
-                .into_iter()
-                .map(|entry| [entry.id, entry.owner.to_string(), entry.containers.join(" ")]);
-            say!("{}", table(["topology", "owner", "containers"], rows));
+            let rows = found.into_iter().map(|entry| {
+                let age = age(&entry).map_or("-".to_owned(), |age| format!("{} s", age.as_secs()));
+                [entry.id, entry.owner.to_string(), age, entry.containers.join(" ")]
+            });
+            say!("{}", table(["topology", "owner", "age", "containers"], rows));
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// How long a topology has been there.
+fn age(topology: &topology::Listed) -> Option<Duration> {
+    topology.created?.elapsed().ok()
 }
 
 #[derive(Args)]

@@ -13,7 +13,9 @@ use wopr_harness::profile::Profile;
 use wopr_harness::seed::{NodeId, seed};
 use wopr_harness::service::Service;
 use wopr_harness::settings::StackSettings;
-use wopr_harness::topology::{Owner, Sweep, Topology, Volumes, idle_time, list, remove_by_hand, sweep};
+use wopr_harness::topology::{
+    Owner, Sweep, Swept, Topology, TopologyError, Volumes, idle_time, list, remove_by_hand, sweep,
+};
 
 use wopr_machine::protocol::Request;
 
@@ -226,7 +228,7 @@ impl Down {
         let swept = if self.all {
             sweep(&engine, &dirs, Sweep::Free).await?
         } else {
-            Vec::new()
+            Swept::default()
         };
         task.done();
         match removed {
@@ -236,7 +238,7 @@ impl Down {
                 if self.volumes { "" } else { "; its data stays" }
             ),
         }
-        say_gone(&swept);
+        say_gone(swept)?;
         if self.all {
             for listed in list(&engine, &dirs).await? {
                 if listed.owner != Owner::ByHand {
@@ -248,10 +250,17 @@ impl Down {
     }
 }
 
-fn say_gone(topologies: &[String]) {
-    for id in topologies {
+/// Says what is gone; fails by the first that is not.
+fn say_gone(swept: Swept) -> Result<(), TopologyError> {
+    for id in &swept.gone {
         say!("topology {id} is gone");
     }
+    let mut refused = swept.refused.into_iter();
+    let first = refused.next();
+    for error in refused {
+        eprintln!("wopr: {error}");
+    }
+    first.map_or(Ok(()), Err)
 }
 
 /// Removes what dead processes left, and what has been idle for longer than WOPR_POOL_IDLE.
@@ -260,9 +269,9 @@ pub(crate) async fn reap() -> Outcome {
     let task = bars::progress().begin("removing what nobody holds");
     let swept = sweep(&engine, &dirs, Sweep::Expired(idle_time()?)).await?;
     task.done();
-    if swept.is_empty() {
+    if swept.gone.is_empty() && swept.refused.is_empty() {
         say!("nothing was left behind");
     }
-    say_gone(&swept);
+    say_gone(swept)?;
     Ok(ExitCode::SUCCESS)
 }

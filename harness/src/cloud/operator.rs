@@ -1,6 +1,7 @@
 //! Who follows the cloud's orders: makes, reboots and removes machines, and reports on it.
 
 use std::marker::PhantomData;
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use wopr_machine::protocol::{CloudRequest, Reply, Request};
 use super::rack::Rack;
 use super::{CloudError, Conduct, Reboots, first_boot};
 use crate::control::{Control, ControlError};
-use crate::history::Deeds;
+use crate::history::{Bearing, Deed, Deeds, Meaning, Upset, now_us};
 use crate::machine::{RunningMachine, VPS};
 use crate::topology::Topology;
 
@@ -172,10 +173,11 @@ impl Work {
 
     async fn create(&self, droplet: u64, user_data: Option<String>) -> Result<(), CloudError> {
         tokio::time::sleep(self.conduct.creation).await;
+        let from_us = now_us();
         let machine = self.rack.make(droplet).await?;
         let (name, address) = (machine.name(), machine.address());
-        self.deeds
-            .note(format!("cloud: droplet {droplet} is {name} at {address}"));
+        let boot = format!("cloud: first boot of droplet {droplet}, {name} at {address}");
+        self.deeds.note(Deed::begun(&boot, at(&[address])).since(from_us));
         let (public, private) = (address, address);
         let active = CloudRequest::Active {
             droplet,
@@ -192,57 +194,81 @@ impl Work {
             // It was removed meanwhile.
             return Ok(());
         }
-        self.deeds
-            .note(format!("cloud: the first boot of {name} is over"));
+        if booted.is_ok() {
+            self.deeds.note(Deed::ended(boot));
+        }
         booted
     }
 
     async fn destroy(&self, droplet: u64) -> Result<(), CloudError> {
+        let (from_us, address) = (now_us(), self.rack.machine_of(droplet)?.address());
         self.rack.remove(droplet).await?;
         self.tell(CloudRequest::Gone { droplet }).await?;
-        self.deeds
-            .note(format!("cloud: the machine of droplet {droplet} is gone"));
+        let gone = format!("cloud: the machine of droplet {droplet} is gone");
+        self.deeds.note(Deed::onward(gone, at(&[address])).since(from_us));
         Ok(())
     }
 
     /// Returns whether it is over.
     async fn reboot(&self, droplet: u64) -> Result<bool, CloudError> {
         let machine = self.rack.machine_of(droplet)?;
-        let name = machine.name();
+        let (name, before) = (machine.name(), machine.address());
         match self.conduct.reboots {
             Reboots::Never => {
-                self.deeds
-                    .note(format!("cloud: {name} is not rebooted, on purpose"));
+                let refused = format!("cloud: {name} is not rebooted, on purpose");
+                self.deeds.note(Deed::over(refused, Meaning::nothing()));
                 return Ok(false);
             }
-            Reboots::After(time) => {
-                tokio::time::sleep(time).await;
-                machine.kill().await?;
-            }
-            Reboots::Clean => machine.stop().await?,
-            Reboots::PowerCycle | Reboots::Moved => machine.kill().await?,
+            Reboots::After(time) => tokio::time::sleep(time).await,
+            Reboots::Clean | Reboots::PowerCycle | Reboots::Moved => {}
         }
-        self.deeds.note(format!("cloud: {name} goes down for its reboot"));
+        let from_us = now_us();
+        match self.conduct.reboots {
+            Reboots::Clean => machine.stop().await?,
+            _ => machine.kill().await?,
+        }
+        let reboot = format!("cloud: reboot of {name} at {before}");
+        self.deeds
+            .note(Deed::begun(&reboot, at(&[before])).since(from_us));
         match self.conduct.reboots {
             Reboots::Moved => self.rack.start_elsewhere(machine).await?,
             _ => machine.start().await?,
         }
-        self.deeds
-            .note(format!("cloud: {name} is up again at {}", machine.address()));
+        self.deeds.note(Deed::ended(reboot));
+        let address = machine.address();
+        if address != before {
+            let moved = format!("cloud: {name} is at {address} and no longer at {before}");
+            let moved = Deed::onward(moved, at(&[before, address]));
+            self.deeds.note(moved.since(from_us));
+        }
         Ok(true)
     }
 
     async fn power_off(&self, droplet: u64) -> Result<(), CloudError> {
-        let machine = self.rack.machine_of(droplet)?;
+        let (from_us, machine) = (now_us(), self.rack.machine_of(droplet)?);
         machine.stop().await?;
-        self.deeds.note(format!("cloud: {} is off", machine.name()));
+        let off = Deed::begun(is_off(machine), at(&[machine.address()]));
+        self.deeds.note(off.since(from_us));
         self.tell(CloudRequest::Off { droplet }).await
     }
 
     async fn power_on(&self, droplet: u64) -> Result<(), CloudError> {
         let machine = self.rack.machine_of(droplet)?;
         machine.start().await?;
-        self.deeds.note(format!("cloud: {} is on", machine.name()));
+        self.deeds.note(Deed::ended(is_off(machine)));
         Ok(())
     }
+}
+
+fn is_off(machine: &RunningMachine) -> String {
+    format!("cloud: {} is off", machine.name())
+}
+
+/// A machine does not serve at these addresses, or may not, and the rules of faults that it held are gone.
+fn at(addresses: &[Ipv4Addr]) -> Meaning {
+    let bearing = Bearing {
+        hosts: Some(addresses.to_vec()),
+        port: None,
+    };
+    Meaning::may_harm(bearing).and(Upset::Rules)
 }

@@ -1,11 +1,10 @@
-//! Containers of the host: started through testcontainers, and looked after through bollard.
+//! Containers of the host, looked at and looked after through bollard.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use bollard::models::{ContainerStateStatusEnum, PortBinding};
+use bollard::models::{ChangeType, ContainerStateStatusEnum, FilesystemChange};
 use bollard::query_parameters::{
     InspectContainerOptions, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
     ListNetworksOptionsBuilder, ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder,
@@ -13,175 +12,9 @@ use bollard::query_parameters::{
 };
 use futures_util::StreamExt as _;
 use sha2::{Digest as _, Sha256};
-use testcontainers::core::{AccessMode, CgroupnsMode, Host, Mount};
-use testcontainers::runners::AsyncRunner as _;
-use testcontainers::{GenericImage, ImageExt as _};
 
 use super::error::absent_is_fine;
 use super::{Engine, EngineError};
-
-/// A cold engine was seen to take 4 s; this is for a host on its knees.
-const START_PATIENCE: Duration = Duration::from_secs(60);
-
-/// What a container is made from. Two that are equal make the same container.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ContainerSpec {
-    /// Name on the host.
-    pub name: String,
-    /// Image reference with a tag.
-    pub image: String,
-    /// Host name inside.
-    pub hostname: String,
-    /// Arguments; none keeps the image's.
-    pub command: Vec<String>,
-    /// Environment. Never a secret: whoever may use the engine can read it.
-    pub environment: BTreeMap<String, String>,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
-    /// Names in its /etc/hosts.
-    pub hosts: BTreeMap<String, Ipv4Addr>,
-    /// Ports published on 127.0.0.1.
-    pub ports: Vec<PortMap>,
-    /// Volumes and directories.
-    pub mounts: Vec<MountSpec>,
-    /// Fresh memory file systems.
-    pub tmpfs: Vec<String>,
-    /// Resolvers; none keeps the engine's.
-    pub dns: Vec<Ipv4Addr>,
-    /// What it may do.
-    pub privilege: Privilege,
-}
-
-impl ContainerSpec {
-    /// A container with nothing but a name, an image and a privilege.
-    pub fn new(name: &str, image: &str, privilege: Privilege) -> Self {
-        Self {
-            name: name.to_owned(),
-            image: image.to_owned(),
-            hostname: name.to_owned(),
-            command: Vec::new(),
-            environment: BTreeMap::new(),
-            labels: BTreeMap::new(),
-            hosts: BTreeMap::new(),
-            ports: Vec::new(),
-            mounts: Vec::new(),
-            tmpfs: Vec::new(),
-            dns: Vec::new(),
-            privilege,
-        }
-    }
-}
-
-/// What a container may do to the host's kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Privilege {
-    /// What the engine grants by default.
-    Default,
-    /// The smallest set with which an engine runs inside: each part of it is needed.
-    Nested,
-    /// `--privileged`, where the engine refuses [`Privilege::Nested`].
-    Full,
-}
-
-impl Privilege {
-    /// Capabilities beyond Docker's default set.
-    pub fn capabilities(self) -> &'static [&'static str] {
-        match self {
-            Self::Nested => &["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"],
-            Self::Default | Self::Full => &[],
-        }
-    }
-}
-
-/// A published port.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PortMap {
-    /// Port inside.
-    pub container: u16,
-    /// Port on 127.0.0.1.
-    pub host: HostPort,
-}
-
-/// A port of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HostPort {
-    /// Any free one.
-    Free,
-    /// That very one; `variable` is the setting that moves it.
-    Fixed {
-        /// The port.
-        port: u16,
-        /// The setting.
-        variable: &'static str,
-    },
-}
-
-/// A volume or directory inside a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MountSpec {
-    /// What is mounted.
-    pub source: MountSource,
-    /// Where.
-    pub target: String,
-    /// Whether it can be written to.
-    pub access: Access,
-}
-
-/// Whether a mount can be written to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// It cannot.
-    ReadOnly,
-    /// It can.
-    ReadWrite,
-}
-
-/// What is mounted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MountSource {
-    /// A named volume.
-    Volume(String),
-    /// A volume that goes with its container.
-    Anonymous,
-    /// A directory of the host.
-    Directory(PathBuf),
-}
-
-impl MountSpec {
-    /// A volume that can be written to.
-    pub fn volume(name: impl Into<String>, target: &str) -> Self {
-        Self {
-            source: MountSource::Volume(name.into()),
-            target: target.to_owned(),
-            access: Access::ReadWrite,
-        }
-    }
-
-    /// A directory of the host that can be written to.
-    pub fn directory(path: impl Into<PathBuf>, target: &str) -> Self {
-        Self {
-            source: MountSource::Directory(path.into()),
-            target: target.to_owned(),
-            access: Access::ReadWrite,
-        }
-    }
-
-    /// A volume that goes with its container.
-    pub fn anonymous(target: &str) -> Self {
-        Self {
-            source: MountSource::Anonymous,
-            target: target.to_owned(),
-            access: Access::ReadWrite,
-        }
-    }
-
-    /// The same, read-only.
-    #[must_use]
-    pub fn read_only(mut self) -> Self {
-        self.access = Access::ReadOnly;
-        self
-    }
-}
 
 /// What a container is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -218,126 +51,6 @@ impl ContainerState {
 }
 
 impl Engine {
-    /// Makes and starts a container, on `network` at `address` where given, and returns its id.
-    /// Nothing is left when this fails.
-    ///
-    /// # Errors
-    /// [`EngineError::PortTaken`], [`EngineError::NoImage`], [`EngineError::Start`],
-    /// [`EngineError::Call`].
-    pub async fn start(
-        &self,
-        spec: &ContainerSpec,
-        network: Option<(&str, Ipv4Addr)>,
-    ) -> Result<String, EngineError> {
-        check_ports(spec)?;
-        let started = tokio::time::timeout(START_PATIENCE, self.start_on_no_network(spec)).await;
-        let result = match started {
-            Ok(Ok(id)) => self.join(spec, network, &id).await.map(|()| id),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(EngineError::Start {
-                container: spec.name.clone(),
-                source: Box::new(testcontainers::TestcontainersError::other(format!(
-                    "no answer within {} s",
-                    START_PATIENCE.as_secs()
-                ))),
-            }),
-        };
-        if result.is_err() {
-            // testcontainers leaves a container behind that was created and could not be started.
-            self.remove_container(&spec.name).await?;
-        }
-        result
-    }
-
-    /// testcontainers knows no fixed address: the container starts without a network and is attached
-    /// right after, which keeps its address over restarts, too.
-    async fn start_on_no_network(&self, spec: &ContainerSpec) -> Result<String, EngineError> {
-        let (name, tag) = spec.image.rsplit_once(':').unwrap_or((&spec.image, "latest"));
-        let modified = spec.clone();
-        let mut request = GenericImage::new(name, tag)
-            .with_container_name(&spec.name)
-            .with_hostname(&spec.hostname)
-            .with_labels(&spec.labels)
-            .with_cgroupns_mode(CgroupnsMode::Private)
-            .with_startup_timeout(START_PATIENCE)
-            .with_privileged(spec.privilege == Privilege::Full)
-            .with_cmd(&spec.command)
-            .with_host_config_modifier(move |host| {
-                host.network_mode = Some("none".into());
-                host.publish_all_ports = Some(false);
-                host.port_bindings = Some(bindings(&modified.ports));
-                host.init = Some(false);
-                let anonymous = modified
-                    .mounts
-                    .iter()
-                    .filter(|mount| mount.source == MountSource::Anonymous);
-                let anonymous = anonymous.map(|mount| bollard::models::Mount {
-                    target: Some(mount.target.clone()),
-                    typ: Some(bollard::models::MountType::VOLUME),
-                    ..Default::default()
-                });
-                host.mounts.get_or_insert_default().extend(anonymous);
-                host.tmpfs = Some(
-                    modified
-                        .tmpfs
-                        .iter()
-                        .map(|path| (path.clone(), String::new()))
-                        .collect(),
-                );
-                if !modified.dns.is_empty() {
-                    host.dns = Some(modified.dns.iter().map(ToString::to_string).collect());
-                }
-                if modified.privilege == Privilege::Nested {
-                    host.device_cgroup_rules = Some(vec!["a *:* rwm".into()]);
-                    host.masked_paths = Some(Vec::new());
-                    host.readonly_paths = Some(Vec::new());
-                }
-            });
-        for port in &spec.ports {
-            request = request.with_mapped_port(0, testcontainers::core::ContainerPort::Tcp(port.container));
-        }
-        for (key, value) in &spec.environment {
-            request = request.with_env_var(key, value);
-        }
-        for (name, address) in &spec.hosts {
-            request = request.with_host(name, Host::Addr((*address).into()));
-        }
-        for capability in spec.privilege.capabilities() {
-            request = request.with_cap_add(*capability);
-        }
-        if spec.privilege == Privilege::Nested {
-            request = request
-                .with_security_opt("seccomp=unconfined")
-                .with_security_opt("apparmor=unconfined");
-        }
-        for mount in spec.mounts.iter().filter_map(to_mount) {
-            request = request.with_mount(mount);
-        }
-        let container = request
-            .start()
-            .await
-            .map_err(|source| start_error(spec, source))?;
-        let id = container.id().to_owned();
-        // A topology may outlive this process (`wopr up`), and its end is ours to see to: by label,
-        // which also finds what a killed process left. Dropping the handle would remove the container.
-        std::mem::forget(container);
-        Ok(id)
-    }
-
-    async fn join(
-        &self,
-        spec: &ContainerSpec,
-        network: Option<(&str, Ipv4Addr)>,
-        id: &str,
-    ) -> Result<(), EngineError> {
-        let Some((network, address)) = network else {
-            return Ok(());
-        };
-        self.detach("none", id).await?;
-        self.attach(network, id, address, vec![spec.hostname.clone()])
-            .await
-    }
-
     /// What a container is and does, in a line; the same as long as nobody changes it.
     ///
     /// # Errors
@@ -361,6 +74,28 @@ impl Engine {
         let made = hex::encode(Sha256::digest(made));
         let state = state.map_or("unknown".to_owned(), |state| state.to_string());
         Ok(format!("container {:.12} {state} {:.12}", id, made))
+    }
+
+    /// Files and directories of a container's own layer that differ from its image: the path, and `new`, `gone` or
+    /// `changed`. What lies on volumes and mounts is not among them; of a container that is not there there are none.
+    ///
+    /// # Errors
+    /// [`EngineError::Call`].
+    pub(crate) async fn changed_files(&self, name: &str) -> Result<Vec<(String, &'static str)>, EngineError> {
+        let changes = self.docker().container_changes(name).await;
+        let changes = match changes.map_err(EngineError::call(format!("list what changed in {name}"))) {
+            Err(error) if error.status() == Some(404) => None,
+            other => other?,
+        };
+        let named = |change: FilesystemChange| {
+            let kind = match change.kind {
+                ChangeType::_0 => "changed",
+                ChangeType::_1 => "new",
+                ChangeType::_2 => "gone",
+            };
+            (change.path, kind)
+        };
+        Ok(changes.unwrap_or_default().into_iter().map(named).collect())
     }
 
     /// Looks at a container; `None` when it is not there.
@@ -585,70 +320,5 @@ impl Engine {
             Some(Err(error)) => Err(EngineError::call(format!("wait for {name}"))(error)),
             None => Ok(0),
         }
-    }
-}
-
-/// testcontainers knows no anonymous volume; those are made by the host config's own list.
-fn to_mount(mount: &MountSpec) -> Option<Mount> {
-    let made = match &mount.source {
-        MountSource::Anonymous => return None,
-        MountSource::Volume(name) => Mount::volume_mount(name, &mount.target),
-        MountSource::Directory(path) => Mount::bind_mount(path.to_string_lossy(), &mount.target),
-    };
-    Some(made.with_access_mode(match mount.access {
-        Access::ReadOnly => AccessMode::ReadOnly,
-        Access::ReadWrite => AccessMode::ReadWrite,
-    }))
-}
-
-/// Published on 127.0.0.1 alone; testcontainers by itself would bind every address.
-fn bindings(ports: &[PortMap]) -> HashMap<String, Option<Vec<PortBinding>>> {
-    let binding = |port: &PortMap| {
-        let host_port = match port.host {
-            HostPort::Free => String::new(),
-            HostPort::Fixed { port, .. } => port.to_string(),
-        };
-        let bound = PortBinding {
-            host_ip: Some("127.0.0.1".into()),
-            host_port: Some(host_port),
-        };
-        (format!("{}/tcp", port.container), Some(vec![bound]))
-    };
-    ports.iter().map(binding).collect()
-}
-
-/// Names a taken port before the engine stumbles over it, which says only "bind: address in use".
-fn check_ports(spec: &ContainerSpec) -> Result<(), EngineError> {
-    for map in &spec.ports {
-        let HostPort::Fixed { port, variable } = map.host else {
-            continue;
-        };
-        if let Err(error) = std::net::TcpListener::bind(("127.0.0.1", port))
-            && error.kind() == std::io::ErrorKind::AddrInUse
-        {
-            return Err(EngineError::PortTaken {
-                port,
-                holder: super::ports::holder(port)
-                    .map(|who| format!(" by {who}"))
-                    .unwrap_or_default(),
-                container: spec.name.clone(),
-                variable,
-            });
-        }
-    }
-    Ok(())
-}
-
-fn start_error(spec: &ContainerSpec, source: testcontainers::TestcontainersError) -> EngineError {
-    let words = source.to_string();
-    if words.contains("pull") || words.contains("No such image") {
-        return EngineError::NoImage {
-            image: spec.image.clone(),
-            reason: words,
-        };
-    }
-    EngineError::Start {
-        container: spec.name.clone(),
-        source: Box::new(source),
     }
 }

@@ -134,6 +134,11 @@ impl EngineError {
     pub fn is_conflict(&self) -> bool {
         self.status() == Some(409)
     }
+
+    /// Whether the engine refuses to remove a network that something is attached to.
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.status() == Some(403)
+    }
 }
 
 /// Takes "it is not there" (404) for done: what is removed may be gone already.

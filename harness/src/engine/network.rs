@@ -209,11 +209,41 @@ impl Engine {
 
     /// Removes a network; one that is not there is fine.
     ///
+    /// An engine forgets at times to detach a container that it removes (moby issue 33156), and then takes the
+    /// network for used: such ends of containers that are no more are detached here.
+    ///
     /// # Errors
     /// [`EngineError::Call`], as when a container is still attached.
     pub async fn remove_network(&self, name: &str) -> Result<(), EngineError> {
         let removed = self.docker().remove_network(name).await;
-        absent_is_fine(removed.map_err(EngineError::call(format!("remove network {name}"))))
+        let removed = absent_is_fine(removed.map_err(EngineError::call(format!("remove network {name}"))));
+        match removed {
+            Err(error) if error.is_in_use() => {
+                for ghost in self.ghosts(name).await? {
+                    self.detach(name, &ghost).await?;
+                }
+                let removed = self.docker().remove_network(name).await;
+                absent_is_fine(removed.map_err(EngineError::call(format!("remove network {name}"))))
+            }
+            other => other,
+        }
+    }
+
+    /// What is attached to a network and belongs to no container, by the name that the container had.
+    async fn ghosts(&self, network: &str) -> Result<Vec<String>, EngineError> {
+        let found = self
+            .docker()
+            .inspect_network(network, None::<InspectNetworkOptions>)
+            .await;
+        let found = found.map_err(EngineError::call(format!("look at network {network}")))?;
+        let mut ghosts = Vec::new();
+        for attached in found.containers.unwrap_or_default().into_values() {
+            let Some(name) = attached.name else { continue };
+            if self.container(&name).await?.is_none() {
+                ghosts.push(name);
+            }
+        }
+        Ok(ghosts)
     }
 
     /// Ids of the networks with a label.

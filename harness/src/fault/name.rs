@@ -10,7 +10,7 @@ use wopr_machine::protocol::{Found, NameAnswer, Reply, Request};
 use super::sight::others_are_in_effect;
 use super::{Applying, Fault, FaultError};
 use crate::control::ControlError;
-use crate::history::{Meaning, Upset};
+use crate::history::{Bearing, Meaning};
 use crate::machine::{GPU, RunningMachine, VPS};
 use crate::service::Service;
 use crate::topology::Topology;
@@ -164,10 +164,15 @@ impl DnsName<'_> {
 
     async fn answer(&self, word: &str, with: NameAnswer) -> Result<Fault, FaultError> {
         let topology = self.topology;
-        let mut applying = Applying::new(
-            format!("{word} for the name {}", self.name),
-            Meaning::upsets([Upset::Unknown]),
-        );
+        let of_machine = topology
+            .machines()
+            .any(|machine| machine.name().hostname() == self.name);
+        let meaning = if of_machine {
+            Meaning::may_harm(Bearing::BY_NAME)
+        } else {
+            Meaning::unknown()
+        };
+        let mut applying = Applying::new(format!("{word} for the name {}", self.name), meaning);
         let other = if self.name == VPS.hostname() { GPU } else { VPS }.hostname();
         let vps = topology.machine(&VPS).clone();
         let resolver = Resolver { vps };

@@ -30,6 +30,8 @@ pub enum Part {
     Changed,
     /// A fault's heal.
     Healed(Heal),
+    /// The end of what began and was no fault, as a reboot; what it was done to may still be starting.
+    Ended,
     /// Over when it is told.
     Over,
     /// From now on it is so.
@@ -87,16 +89,34 @@ pub enum Upset {
     Database,
     /// platform-api's clock is not at its rate.
     Clock,
-    /// What faults were made of is gone: machines or services that held their rules ended, or have moved.
+    /// What faults were made of is gone: machines or services that held their rules ended, or have moved. Polls
+    /// as such are none the worse for it.
     Rules,
     /// Nobody knows.
     Unknown,
+}
+
+impl Upset {
+    /// Those that polls are the worse for.
+    pub const OF_POLLS: [Self; 5] = [
+        Self::Memory,
+        Self::Running,
+        Self::Database,
+        Self::Clock,
+        Self::Unknown,
+    ];
 }
 
 impl Bearing {
     /// All requests.
     pub const ALL: Self = Self {
         hosts: None,
+        port: None,
+    };
+
+    /// Those to hosts that rows name, and not to addresses.
+    pub const BY_NAME: Self = Self {
+        hosts: Some(Vec::new()),
         port: None,
     };
 
@@ -203,6 +223,11 @@ impl Deed {
         Self::new(name, Part::Healed(heal), Meaning::nothing())
     }
 
+    /// Something that began, and has come to its end by itself.
+    pub fn ended(name: impl Into<String>) -> Self {
+        Self::new(name, Part::Ended, Meaning::nothing())
+    }
+
     /// Something that is over.
     pub fn over(what: impl Into<String>, meaning: Meaning) -> Self {
         Self::new(what, Part::Over, meaning)
@@ -255,6 +280,7 @@ impl fmt::Display for Deed {
             Part::Begun => "begun:  ",
             Part::Changed => "changed: ",
             Part::Healed(_) => "healed: ",
+            Part::Ended => "ended:  ",
             Part::Over | Part::Onward => "",
         };
         write!(f, "{word}{}", self.name)
@@ -294,5 +320,7 @@ mod tests {
             "a name may lead there"
         );
         assert!(Bearing::ALL.may_meet(Some(HOST), 8080));
+        assert!(Bearing::BY_NAME.may_meet(None, 8080));
+        assert!(!Bearing::BY_NAME.may_meet(Some(HOST), 8080));
     }
 }

@@ -73,7 +73,7 @@ pub(super) fn spans(history: &History) -> Vec<Span<'_>> {
             }
             Part::Onward => Some(span(NEVER, Aftermath::Long, None)),
             Part::Over => Some(span(*at, Aftermath::Long, None)),
-            Part::Changed | Part::Healed(_) => None,
+            Part::Changed | Part::Healed(_) | Part::Ended => None,
         }
     });
     spans
@@ -85,6 +85,7 @@ pub(super) fn spans(history: &History) -> Vec<Span<'_>> {
 fn end(begun: &Deed, later: &[(i64, &Deed)]) -> (i64, Aftermath) {
     let heal = later.iter().find_map(|(at, deed)| match deed.part {
         Part::Healed(heal) if deed.is_about(begun) => Some((*at, heal)),
+        Part::Ended if deed.is_about(begun) => Some((*at, Heal::Unseen)),
         _ => None,
     });
     match heal {
@@ -98,7 +99,7 @@ fn end(begun: &Deed, later: &[(i64, &Deed)]) -> (i64, Aftermath) {
 /// healed or changed, or what it was made of may be gone.
 fn doubt(begun: &Deed, later: &[(i64, &Deed)]) -> i64 {
     let doubted = later.iter().filter(|(_, deed)| match deed.part {
-        Part::Healed(_) | Part::Changed => deed.name == begun.name || deed.is_about(begun),
+        Part::Healed(_) | Part::Ended | Part::Changed => deed.name == begun.name || deed.is_about(begun),
         _ => deed.meaning.has(&[Upset::Rules, Upset::Unknown]),
     });
     let times = doubted.map(|(at, deed)| deed.from_us.min(*at));

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use super::spans::{Aftermath, Span, spans};
 use super::{Breach, end_of, micros};
 use crate::clock::{polls, seconds};
-use crate::history::{Health, History, Impact, NodeRow, Status, What};
+use crate::history::{Health, History, Impact, NodeRow, Status, Upset, What};
 
 /// The services that the watchdog asks, and the port of each.
 const PORTS: [(&str, u16); 4] = [
@@ -146,7 +146,8 @@ impl<'a> Case<'a> {
         self.spans.iter().any(|span| {
             let harms =
                 span.meaning.impact != Impact::None && span.meaning.bearing.may_meet(Some(host), port);
-            (harms || !span.meaning.upsets.is_empty()) && span.may_show(from, at, |after| self.after(after))
+            (harms || span.meaning.has(&Upset::OF_POLLS))
+                && span.may_show(from, at, |after| self.after(after))
         })
     }
 
@@ -195,7 +196,7 @@ impl<'a> Case<'a> {
     fn too_long(&self, from: i64, to: i64) -> Option<Breach> {
         let limit = micros(self.history, polls(MISSING)) + BUSY_FOR_POLLS;
         let upset = |span: &Span| {
-            !span.meaning.upsets.is_empty() && span.may_show(from, to, |after| self.after(after))
+            span.meaning.has(&Upset::OF_POLLS) && span.may_show(from, to, |after| self.after(after))
         };
         if to - from <= limit || self.spans.iter().any(upset) {
             return None;

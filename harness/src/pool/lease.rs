@@ -3,6 +3,7 @@
 use std::ops::Deref;
 
 use super::PoolError;
+use super::ahead::Ahead;
 use super::reset::reset;
 use super::state::State;
 use crate::topology::Topology;
@@ -15,6 +16,8 @@ pub struct Lease {
     topology: Option<Topology>,
     /// What it looked like at first; `None` where it does not go back to a pool.
     baseline: Option<State>,
+    /// What boots meanwhile for the next test.
+    ahead: Option<Ahead>,
 }
 
 impl Lease {
@@ -23,6 +26,7 @@ impl Lease {
         Self {
             topology: Some(topology),
             baseline: Some(baseline),
+            ahead: None,
         }
     }
 
@@ -31,7 +35,14 @@ impl Lease {
         Self {
             topology: Some(topology),
             baseline: None,
+            ahead: None,
         }
+    }
+
+    /// The same, whose end waits for what boots meanwhile.
+    pub(super) fn followed_by(mut self, ahead: Option<Ahead>) -> Self {
+        self.ahead = ahead;
+        self
     }
 
     /// Gives it back, and tells what became of it.
@@ -40,10 +51,15 @@ impl Lease {
     /// [`PoolError::Left`] when the test left something that a reset does not undo; the topology is removed
     /// then, as with any other error.
     pub async fn give_back(mut self) -> Result<(), PoolError> {
-        match self.topology.take() {
+        let given = match self.topology.take() {
             Some(topology) => give_back(topology, self.baseline.take()).await,
             None => Ok(()),
+        };
+        if let Some(ahead) = self.ahead.take() {
+            // Where the wait is cancelled, the process waits no more, and the keeper removes what is half booted.
+            let _ = tokio::task::spawn_blocking(|| ahead.finish()).await;
         }
+        given
     }
 }
 
@@ -95,6 +111,9 @@ impl Drop for Lease {
         });
         if let Ok(Err(error)) = returned.join() {
             eprintln!("wopr: topology {id} is removed after {who}: {error}");
+        }
+        if let Some(ahead) = self.ahead.take() {
+            ahead.finish();
         }
     }
 }

@@ -12,8 +12,18 @@ use crate::machine::{RunningMachine, VPS};
 use crate::service::Service;
 use crate::topology::{Topology, TopologyError};
 
-/// Connections that a fault kept half-open must not outlive it. `conntrack` ends with 1 when there was none.
-const FORGET_CONNECTIONS: &[&str] = &["sh", "-c", "conntrack --flush 2>/dev/null; true"];
+/// Connections that a fault kept half-open must not outlive it. Prints those that the kernel still knows
+/// afterwards; a new one may have got the number of one that went, hence three rounds.
+const FORGET_CONNECTIONS: &str = r#"
+numbers() { conntrack --dump --output id 2>/dev/null | grep -o 'id=[0-9]*' | sort -u; }
+for round in 1 2 3; do
+  before=$(numbers)
+  conntrack --flush 2>/dev/null
+  left=$({ echo "$before"; numbers; } | sort | uniq -d)
+  [ -n "$left" ] || break
+done
+echo "$left"
+"#;
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Brings a topology back to `baseline`.
@@ -22,7 +32,7 @@ pub(crate) async fn reset(topology: &Topology, baseline: &State) -> Result<(), P
     let engine = topology.machine_of(Service::PlatformApi).engine();
     let platform_api = Service::PlatformApi.container();
     let machines = try_join_all(topology.machines().map(heal));
-    let (_, ()) = tokio::try_join!(machines, remove_sidecar(topology))?;
+    let (connections, ()) = tokio::try_join!(machines, remove_sidecar(topology))?;
     // Before the rows go: it writes them, and its watchdog remembers.
     engine
         .stop(&platform_api, Duration::ZERO)
@@ -42,7 +52,8 @@ pub(crate) async fn reset(topology: &Topology, baseline: &State) -> Result<(), P
         .await
         .map_err(TopologyError::from)?;
     topology.until_healthy(&topology.expected_services()).await?;
-    let differences = baseline.differences(&State::read(topology).await?);
+    let mut differences = baseline.differences(&State::read(topology).await?);
+    differences.extend(connections.into_iter().flatten());
     if differences.is_empty() {
         Ok(())
     } else {
@@ -94,12 +105,18 @@ async fn whole(topology: &Topology) -> Result<(), PoolError> {
     Err(PoolError::Left { differences })
 }
 
-async fn heal(machine: &RunningMachine) -> Result<(), TopologyError> {
+/// Heals what is held in a machine; says which connections it could not be made to forget.
+async fn heal(machine: &RunningMachine) -> Result<Option<Difference>, TopologyError> {
     let mut control = machine.control().await?;
     control.ask(&Request::HealAll).await?;
     control.ask(&Request::Thaw).await?;
-    control.run(FORGET_CONNECTIONS, LIMIT).await?;
-    Ok(())
+    let kept = control.run(&["sh", "-c", FORGET_CONNECTIONS], LIMIT).await?;
+    let left: Vec<_> = kept.split_whitespace().map(str::to_owned).collect();
+    Ok((!left.is_empty()).then(|| Difference {
+        aspect: format!("connections of {}", machine.name()),
+        lost: Vec::new(),
+        left,
+    }))
 }
 
 async fn remove_sidecar(topology: &Topology) -> Result<(), TopologyError> {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -17,8 +18,11 @@ use crate::topology::{Topology, TopologyError};
 /// A listing takes milliseconds.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Prints a line for each packet rule, queue, address, route and program of a machine. Not in it is what
-/// another start of the same changes: counters, the addresses of inner containers, the ports of the
+/// Where files come and go all the time: runtimes and services keep what they are busy with there.
+const VOLATILE: [&str; 6] = ["/tmp", "/run", "/var/run", "/var/tmp", "/var/log", "/var/cache"];
+
+/// Prints a line for each packet rule, queue, address, route, listener and program of a machine. Not in it is
+/// what another start of the same changes: counters, the addresses of inner containers, the ports of the
 /// engine's own resolver. Of the programs, those that the machine itself started or inherited.
 const LISTING: &str = r#"
 { iptables-save; ip6tables-save; } 2>/dev/null | sed -E \
@@ -27,6 +31,7 @@ const LISTING: &str = r#"
 tc qdisc show | grep -v noqueue | sed 's/^/queue /'
 ip -4 -oneline address | awk '{ print "address", $2, $4 }' | sed -E 's/^(address) (br-|veth)[^ ]*/\1 \2/'
 ip -4 route | sed -E -e 's/br-[0-9a-f]+/br-/' -e 's/^/route /'
+ss -Hlntu | awk '$5 !~ /^127\.0\.0\.11:/ { print "listener", $1, $5 }'
 ps -eo pid=,ppid=,comm= | awk -v self=$$ '
   { parent[$1] = $2; name[$1] = $3 }
   END { for (p in name) { up = parent[p]; if (p != self && up != self && (up == 1 || name[up] == "wopr-machine")) print "program", name[p] } }'
@@ -137,6 +142,9 @@ async fn of_machine(machine: &RunningMachine) -> Result<[(String, Vec<String>); 
     let settings = std::fs::read(machine.control_directory().join(STACK_ENV)).unwrap_or_default();
     // By digest: there are secrets in it.
     let settings = format!("settings {}", &super::digest(&settings)[..12]);
+    let files = machine.host().changed_files(machine.container()).await?;
+    let files = files.into_iter().filter(|(path, _)| is_lasting(Path::new(path)));
+    let files = files.map(|(path, kind)| format!("file {path} {kind}"));
     Ok([
         (
             machine.name().to_string(),
@@ -145,6 +153,7 @@ async fn of_machine(machine: &RunningMachine) -> Result<[(String, Vec<String>); 
                     .lines()
                     .map(str::to_owned)
                     .chain(places)
+                    .chain(files)
                     .chain([container, settings]),
             ),
         ),
@@ -155,11 +164,26 @@ async fn of_machine(machine: &RunningMachine) -> Result<[(String, Vec<String>); 
 async fn of_services(topology: &Topology) -> Result<Vec<String>, TopologyError> {
     let services = topology.expected_services();
     let states = services.iter().map(|service| async move {
-        let engine = topology.machine_of(*service).engine();
-        let state = engine.fingerprint(&service.container()).await?;
-        Ok::<_, TopologyError>(format!("{service} {state}"))
+        let (engine, container) = (topology.machine_of(*service).engine(), service.container());
+        let (state, files) =
+            tokio::try_join!(engine.fingerprint(&container), engine.changed_files(&container))?;
+        let files = files.into_iter().filter(|(path, _)| is_lasting(Path::new(path)));
+        let files = files.map(|(path, kind)| format!("{service} file {path} {kind}"));
+        Ok::<_, TopologyError>(
+            std::iter::once(format!("{service} {state}"))
+                .chain(files)
+                .collect::<Vec<_>>(),
+        )
     });
-    futures_util::future::try_join_all(states).await
+    Ok(futures_util::future::try_join_all(states).await?.concat())
+}
+
+/// Whether a change of a file tells of a change of its container: it is neither in a volatile directory nor one on
+/// the way there.
+fn is_lasting(path: &Path) -> bool {
+    !VOLATILE
+        .iter()
+        .any(|volatile| path.starts_with(volatile) || Path::new(volatile).starts_with(path))
 }
 
 async fn of_recorder(topology: &Topology) -> Result<Vec<String>, TopologyError> {
@@ -209,6 +233,16 @@ mod tests {
     #[test]
     fn what_is_the_same_does_not_differ() {
         assert_eq!(state(&["a", "b"]).differences(&state(&["b", "a"])), []);
+    }
+
+    #[test]
+    fn what_a_service_keeps_in_volatile_directories_is_no_change_of_it() {
+        for path in ["/tmp/caddy/instance.uuid", "/var", "/var/log/x", "/run"] {
+            assert!(!is_lasting(Path::new(path)), "{path}");
+        }
+        for path in ["/var/lib/x", "/etc/hosts", "/tmpfile"] {
+            assert!(is_lasting(Path::new(path)), "{path}");
+        }
     }
 
     #[test]

@@ -202,7 +202,7 @@ fn faults(history: &History) -> Vec<Mark> {
                 };
                 marks.push((mark, deed));
             }
-            Part::Healed(_) => {
+            Part::Healed(_) | Part::Ended => {
                 let open = |(mark, begun): &&mut (Mark, &Deed)| {
                     deed.is_about(begun) && matches!(mark.extent, Extent::From(_))
                 };
@@ -234,7 +234,7 @@ fn points(history: &History, point: impl Fn(&Event) -> Option<(Look, String)>) -
 fn deed(event: &Event) -> Option<(Look, String)> {
     match &event.what {
         What::Deed(deed) => match deed.part {
-            Part::Begun | Part::Healed(_) => None,
+            Part::Begun | Part::Healed(_) | Part::Ended => None,
             Part::Changed | Part::Over | Part::Onward => Some((Look::Deed, deed.to_string())),
         },
         _ => None,

@@ -57,6 +57,20 @@ pub(crate) struct Claim {
 }
 
 impl Plan {
+    /// The same for one more topology, which nobody hears of.
+    pub(crate) fn for_another(&self) -> Self {
+        Self {
+            dirs: self.dirs.clone(),
+            engine: self.engine.clone(),
+            progress: Progress::silent(),
+            set: self.set.clone(),
+            settings: self.settings.clone(),
+            models: self.models.clone(),
+            resting: None,
+            ..*self
+        }
+    }
+
     /// The same for topologies that are made from the same: one can stand in for the other.
     pub(crate) fn key(&self) -> String {
         let mut hash = Sha256::new();
@@ -196,7 +210,7 @@ impl Plan {
 /// not go is told of, and tried again at the next.
 async fn sweep_for_a_while(engine: &Engine, dirs: &Dirs, idle: Duration) {
     match tokio::time::timeout(SWEEP, sweep(engine, dirs, Sweep::Expired(idle))).await {
-        Ok(Ok(_)) => {}
+        Ok(Ok(swept)) => swept.tell_of_refusals(),
         Ok(Err(error)) => eprintln!("wopr: while sweeping what a dead process left: {error}"),
         Err(_) => eprintln!(
             "wopr: sweeping what dead processes left takes longer than {} s; `wopr ps` shows it",

@@ -8,7 +8,7 @@ use crate::control::ControlError;
 use crate::dirs::DirsError;
 use crate::engine::EngineError;
 use crate::image::ImageError;
-use crate::machine::BootError;
+use crate::machine::{BY_HAND, BootError};
 use crate::privilege::PrivilegeError;
 use crate::service::Service;
 use crate::settings::SettingsError;
@@ -114,13 +114,30 @@ pub enum TopologyError {
         source: std::io::Error,
     },
     /// Something of it would not go.
-    #[error("topology {topology} is not gone: {leftovers} left; `wopr down` tries again")]
+    #[error("topology {topology} is not gone: {leftovers} left{}; {} tries again", because(.refusal), remover(.topology))]
     Leftovers {
         /// Its id.
         topology: String,
         /// What is left.
         leftovers: Box<Leftovers>,
+        /// Why the last of it would not go, where the engine said so.
+        refusal: Option<Box<EngineError>>,
     },
+}
+
+fn because(refusal: &Option<Box<EngineError>>) -> String {
+    refusal
+        .as_ref()
+        .map_or(String::new(), |error| format!(", since {error}"))
+}
+
+/// The command that removes a topology.
+fn remover(topology: &str) -> &'static str {
+    if topology == BY_HAND {
+        "`wopr down`"
+    } else {
+        "`wopr reap`"
+    }
 }
 
 impl TopologyError {

@@ -53,7 +53,13 @@ while [ $empty -lt 2 ] && [ $round -lt 600 ]; do
         for state in $(find /sys/fs/cgroup -name cgroup.freeze); do echo 0 >$state; done'
     done
     [ -n "$containers" ] && docker rm --force --volumes $containers
-    [ -n "$networks" ] && docker network rm $networks
+    for network in $networks; do
+      docker network rm $network && continue
+      # An engine forgets at times to detach a container that it removes; the name still does it.
+      for ghost in $(docker network inspect --format '{{range .Containers}}{{.Name}} {{end}}' $network); do
+        docker container inspect $ghost >/dev/null || docker network disconnect --force $network $ghost
+      done
+    done
     [ -n "$volumes" ] && docker volume rm $volumes
   fi
   sleep 1

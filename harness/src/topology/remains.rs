@@ -1,6 +1,5 @@
 //! The end of a topology: everything that carries its label goes, and that is read back.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,8 +12,8 @@ use super::{TopologyError, keeper};
 use crate::by_hand;
 use crate::control::Control;
 use crate::dirs::Dirs;
-use crate::engine::{Engine, EngineError, LABEL_OWNER, LABEL_TOPOLOGY};
-use crate::lease::{self, Held, Standing};
+use crate::engine::{Engine, EngineError, LABEL_TOPOLOGY};
+use crate::lease::Held;
 use crate::machine::BY_HAND;
 
 /// A removal that the engine is still busy with shows as a leftover for a moment.
@@ -24,8 +23,6 @@ const PAUSE: Duration = Duration::from_millis(50);
 const THAW: Duration = Duration::from_millis(500);
 /// The database gets the time to write what it has.
 const STOP_GRACE: Duration = Duration::from_secs(30);
-/// A directory younger than this may be one that is just being made.
-const SETTLED: Duration = Duration::from_secs(60);
 
 /// What becomes of a topology's volumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -255,7 +252,8 @@ async fn thaw(directory: &Path) {
     }
 }
 
-async fn remove(
+/// Removes all that is there of a topology, and reads back that nothing is.
+pub(super) async fn remove(
     engine: &Engine,
     topology: &str,
     directory: &Path,
@@ -264,7 +262,7 @@ async fn remove(
     let mut left = Leftovers::of(engine, topology).await?;
     unpause(engine, &left.containers).await;
     thaw(directory).await;
-    let mut last_error = None;
+    let mut refusal = None;
     for _ in 0..ROUNDS {
         if volumes == Volumes::Keep {
             left.volumes.clear();
@@ -281,16 +279,13 @@ async fn remove(
             .chain(volumes)
             .find_map(Result::err);
         if let Some(error) = failed {
-            last_error = Some(error);
+            refusal = Some(Box::new(error));
             tokio::time::sleep(PAUSE).await;
         }
         left = Leftovers::of(engine, topology).await?;
     }
     if volumes == Volumes::Keep {
         left.volumes.clear();
-    }
-    if let (false, Some(error)) = (left.is_empty(), last_error) {
-        tracing::debug!("the last refusal: {error}");
     }
     if volumes == Volumes::Remove && remove_directory(directory).is_err() {
         left.directories.push(directory.to_owned());
@@ -301,6 +296,7 @@ async fn remove(
     Err(TopologyError::Leftovers {
         topology: topology.to_owned(),
         leftovers: Box::new(left),
+        refusal,
     })
 }
 
@@ -309,127 +305,6 @@ fn remove_directory(path: &Path) -> std::io::Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-/// Which of the topologies that nobody holds are to go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sweep {
-    /// What dead processes left, and idle ones whose time is over.
-    Expired(Duration),
-    /// Every one.
-    Free,
-}
-
-/// Removes topologies of this user that nobody holds; returns their ids. Those of living processes, and
-/// what was started by hand, are not touched.
-///
-/// # Errors
-/// [`TopologyError::Leftovers`] for one that would not go.
-pub async fn sweep(engine: &Engine, dirs: &Dirs, which: Sweep) -> Result<Vec<String>, TopologyError> {
-    let mut swept = Vec::new();
-    for topology in owned(engine, dirs).await? {
-        let directory = dirs.run.join(&topology);
-        let stays = match (lease::standing(&directory), which) {
-            (Standing::Held { .. }, _) => true,
-            (Standing::Idle { since }, Sweep::Expired(idle)) => since < idle,
-            (Standing::Idle { .. }, Sweep::Free) | (Standing::Dead, _) => false,
-        };
-        if stays {
-            continue;
-        }
-        // Held while it is removed, so that nobody takes it. Without the file, the removal had come that far.
-        let held = Held::take(&directory);
-        if held.is_none() && directory.join(lease::FILE).exists() {
-            continue;
-        }
-        remove(engine, &topology, &directory, Volumes::Remove).await?;
-        swept.push(topology);
-    }
-    Ok(swept)
-}
-
-/// Topologies that carry our label or have a directory of ours.
-async fn owned(engine: &Engine, dirs: &Dirs) -> Result<BTreeSet<String>, TopologyError> {
-    let owner = format!("{LABEL_OWNER}={}", dirs.run.display());
-    let mut found = engine.topologies_with_label(&owner).await?;
-    let entries = std::fs::read_dir(&dirs.run).map_err(TopologyError::io("list", &dirs.run))?;
-    for entry in entries.flatten() {
-        let settled = entry
-            .metadata()
-            .and_then(|meta| meta.modified())
-            .is_ok_and(|at| at.elapsed().is_ok_and(|age| age > SETTLED));
-        if settled && entry.path().join(lease::FILE).exists() {
-            found.extend(entry.file_name().into_string());
-        }
-    }
-    Ok(found)
-}
-
-/// Who answers for a topology.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Owner {
-    /// A person, who started it by hand.
-    ByHand,
-    /// A process that lives; who, as far as is known.
-    Alive(String),
-    /// Nobody: it is clean, and waits so long for the next test.
-    Idle(Duration),
-    /// A process that has ended; the next boot sweeps it.
-    Dead,
-    /// Somebody else: another user, or another WOPR_RUN_DIR.
-    Another,
-}
-
-impl fmt::Display for Owner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ByHand => f.pad("by hand"),
-            Self::Alive(who) => f.pad(who),
-            Self::Idle(since) => f.pad(&format!("the pool, idle for {} s", since.as_secs())),
-            Self::Dead => f.pad("a process that has ended"),
-            Self::Another => f.pad("another user"),
-        }
-    }
-}
-
-/// A topology on this host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
-    /// Its id.
-    pub id: String,
-    /// Who answers for it.
-    pub owner: Owner,
-    /// Names of its containers.
-    pub containers: Vec<String>,
-}
-
-/// Every topology on this host.
-///
-/// # Errors
-/// [`TopologyError::Engine`].
-pub async fn list(engine: &Engine, dirs: &Dirs) -> Result<Vec<Listed>, TopologyError> {
-    let ours = owned(engine, dirs).await?;
-    let mut listed = Vec::new();
-    for id in engine.topologies_with_label(LABEL_TOPOLOGY).await? {
-        let owner = match id.as_str() {
-            BY_HAND => Owner::ByHand,
-            _ if !ours.contains(&id) => Owner::Another,
-            _ => match lease::standing(&dirs.run.join(&id)) {
-                Standing::Held { by } => Owner::Alive(by),
-                Standing::Idle { since } => Owner::Idle(since),
-                Standing::Dead => Owner::Dead,
-            },
-        };
-        let containers = engine
-            .containers_with_label(&format!("{LABEL_TOPOLOGY}={id}"))
-            .await?;
-        listed.push(Listed {
-            id,
-            owner,
-            containers,
-        });
-    }
-    Ok(listed)
 }
 
 /// Takes the topology by hand down, whether `wopr up` or compose started it; returns how many things

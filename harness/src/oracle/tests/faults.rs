@@ -249,7 +249,7 @@ fn nothing_is_said_of_a_cut_that_may_have_been_lost_with_its_machine() {
 #[test]
 fn after_a_deed_that_nobody_described_no_verdict_is_judged() {
     let mut events = simulate(&[Act::Poll; 40]);
-    let what = What::Deed("cloud: gpu goes down for its reboot".into());
+    let what = What::Deed("something that nobody described".into());
     events.push(Event { at_us: POLL_US, what });
     forge(&mut events, 20..30, "llama", "down");
     assert_eq!(judged(events), Ok(()));
