@@ -108,11 +108,7 @@ async fn a_creation_that_the_cloud_refuses_fails_the_node_and_leaves_no_machine(
         .await?;
 
     let watch = topology.watch(&NODE.parse()?).await?;
-    let (answered, body) = provision(&topology).await?;
-    assert!(
-        answered.is_server_error() || answered.is_client_error(),
-        "{answered} {body}"
-    );
+    provision(&topology).await?;
     let history = watch.history().await?;
     let (_, row) = history.rows(NODE).last().context("a row")?;
     assert_eq!(row.status, Failed, "\n{history}");
@@ -381,7 +377,7 @@ async fn a_droplet_that_finds_no_room_is_told_of_and_stays_new() -> Result<()> {
 
     let mut second = topology.watch(&"made-002".parse()?).await?;
     let (_, body) = admin(&topology, Method::POST, "", json!({ "name": "made-002" })).await?;
-    second.until(status(Failed)).within(polls(2)).await?;
+    second.until(status(Failed)).within(minutes(6)).await?;
     let error = operator.end().unwrap_err().to_string();
     assert!(error.contains("no machine is free for droplet"), "{error} {body}");
     judged(&topology).await?;
