@@ -68,6 +68,8 @@ async fn a_clock_that_jumps_over_ten_minutes_ends_the_reboots_ten_minutes() -> R
 
     let _cut = topology.link(VPS, GPU).reset().await?;
     watch.until(status(Degraded)).within(polls(3)).await?;
+    // The reboot's time is marked after the node is degraded, and before the next poll.
+    watch.next_poll().await?;
     let _jumped = topology.clock().jump(minutes(11)).await?;
     // The contract's ten minutes are by the wall clock, which says that they are over.
     watch.until(status(Failed)).within(polls(3)).await?;
@@ -109,6 +111,8 @@ async fn a_clock_that_jumps_back_draws_the_reboots_ten_minutes_out() -> Result<(
 
     let _cut = topology.link(VPS, GPU).reset().await?;
     watch.until(status(Degraded)).within(polls(3)).await?;
+    // The reboot's time is marked after the node is degraded, and before the next poll.
+    watch.next_poll().await?;
     let jumped = topology.clock().jump_back(minutes(30)).await?;
     // Ten minutes after the reboot it has not failed: its clock says that the reboot is yet to come.
     watch.polls(23).await?;

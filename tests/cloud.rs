@@ -14,7 +14,7 @@ use pretty_assertions::assert_eq;
 use reqwest::{Method, StatusCode};
 use rstest::rstest;
 use serde_json::{Value, json};
-use wopr_harness::clock::{minutes, polls};
+use wopr_harness::clock::{minutes, polls, seconds};
 use wopr_harness::cloud::standin::{Answer, Calls};
 use wopr_harness::cloud::{Conduct, Reboots};
 use wopr_harness::history::Status::{Active, Degraded, Failed, Provisioning};
@@ -108,16 +108,11 @@ async fn a_creation_that_the_cloud_refuses_fails_the_node_and_leaves_no_machine(
         .await?;
 
     let watch = topology.watch(&NODE.parse()?).await?;
-    let (answered, body) = provision(&topology).await?;
-    assert!(
-        answered.is_server_error() || answered.is_client_error(),
-        "{answered} {body}"
-    );
+    provision(&topology).await?;
     let history = watch.history().await?;
     let (_, row) = history.rows(NODE).last().context("a row")?;
     assert_eq!(row.status, Failed, "\n{history}");
-    let error = row.last_error.clone().context("an error in the row")?;
-    assert!(error.contains(&code.to_string()), "{error}");
+    assert!(row.last_error.is_some(), "it says why\n{history}");
     assert_eq!(topology.droplets().await?, []);
     assert_eq!(machines_left(&topology).await?, Vec::<String>::new());
     operator.end()?;
@@ -136,14 +131,18 @@ async fn a_droplet_that_stays_new_fails_its_node_after_five_minutes_and_is_left(
     let watch = topology.watch(&NODE.parse()?).await?;
     let (_, body) = provision(&topology).await?;
     let history = watch.history().await?;
-    let (_, row) = history.rows(NODE).last().context("a row")?;
+    let (failed_at, row) = history.rows(NODE).last().context("a row")?;
     assert_eq!(row.status, Failed, "{body}\n{history}");
     assert!(row.last_error.is_some(), "it says why\n{history}");
     let mut rows = history.rows(NODE);
     let waits = rows.find(|(_, row)| row.provision_stage == "waiting_active");
-    let (_, waits) = waits.context("it waited")?;
-    let waited = row.updated_at - waits.updated_at;
-    assert!((299..=330).contains(&waited), "it waited {waited} s\n{history}");
+    let (waits_at, _) = waits.context("it waited")?;
+    let waited = Duration::from_micros(u64::try_from(failed_at - waits_at)?);
+    let waited = topology.rate().platform(waited);
+    assert!(
+        seconds(299.0) <= waited && waited <= seconds(330.0),
+        "it waited {waited}\n{history}"
+    );
     // Nobody removes it: platform-api knows of it no more than what its row says.
     assert_eq!(topology.droplets().await?.len(), 1, "\n{history}");
     operator.end()?;
@@ -381,7 +380,7 @@ async fn a_droplet_that_finds_no_room_is_told_of_and_stays_new() -> Result<()> {
 
     let mut second = topology.watch(&"made-002".parse()?).await?;
     let (_, body) = admin(&topology, Method::POST, "", json!({ "name": "made-002" })).await?;
-    second.until(status(Failed)).within(polls(2)).await?;
+    second.until(status(Failed)).within(minutes(6)).await?;
     let error = operator.end().unwrap_err().to_string();
     assert!(error.contains("no machine is free for droplet"), "{error} {body}");
     judged(&topology).await?;

@@ -13,6 +13,7 @@ mod machine;
 mod name;
 mod probe;
 mod query;
+mod reach;
 mod route;
 mod rules;
 mod service;

@@ -2,23 +2,26 @@
 
 #![allow(dead_code, reason = "each file of tests uses a part")]
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use wopr_harness::Topology;
-use wopr_harness::clock::Rate;
+use wopr_harness::clock::{Rate, minutes};
 use wopr_harness::cloud::standin::Droplet;
 use wopr_harness::engine::Engine;
-use wopr_harness::history::History;
+use wopr_harness::history::{History, Status, What};
 use wopr_harness::machine::Role;
 use wopr_harness::oracle;
 use wopr_harness::watch::Condition;
 
 pub const NODE: &str = "made-001";
+const WAITING_AGENT: &str = "waiting_agent";
 pub const STAGES: [&str; 9] = [
     "creating",
     "waiting_active",
-    "waiting_agent",
+    WAITING_AGENT,
     "installing_drivers",
     "installing_docker",
     "downloading_models",
@@ -26,6 +29,9 @@ pub const STAGES: [&str; 9] = [
     "registering",
     "done",
 ];
+
+/// What a busy host takes beyond platform-api's time.
+const BUSY: Duration = Duration::from_secs(10);
 
 /// A topology with room for so many droplets.
 pub async fn with_rack(places: usize) -> Result<Topology> {
@@ -64,8 +70,33 @@ pub async fn register(topology: &Topology, node: &str, stage: &str) -> Result<St
     Ok(sent.await?.status())
 }
 
-pub async fn provision(topology: &Topology) -> Result<(StatusCode, Value)> {
+/// Asks for the node; what comes of it is still to be seen.
+pub async fn order(topology: &Topology) -> Result<(StatusCode, Value)> {
     admin(topology, Method::POST, "", json!({ "name": NODE })).await
+}
+
+/// Asks for the node, and waits until it waits for its machine or has failed. Whether the answer comes before that
+/// or after it, and what is answered about a node that failed, the contract leaves open.
+pub async fn provision(topology: &Topology) -> Result<(StatusCode, Value)> {
+    let mut events = topology.events().await?;
+    let answer = order(topology).await?;
+    let settled = async {
+        loop {
+            if let What::Row(row) = events.next().await?.what
+                && row.id == NODE
+                && (row.provision_stage == WAITING_AGENT || row.status == Status::Failed)
+            {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    // A droplet may take five minutes, and each answer of the cloud its time.
+    let limit = topology.rate().real(minutes(7)) + BUSY;
+    let settled = tokio::time::timeout(limit, settled).await;
+    settled.with_context(|| {
+        format!("{NODE} is still being made; asked for it, platform-api said {answer:?}")
+    })??;
+    Ok(answer)
 }
 
 /// Stages of a node's row in their order, each once.

@@ -1,5 +1,6 @@
-//! A machine's first boot: the `runcmd` of the cloud-init that platform-api sent, as it is. What reaches for the
-//! internet is answered by commands of the harness's own; registrations are sent over the real link.
+//! A machine's first boot: the cloud-init that platform-api sent, as it is, be it a script or a `#cloud-config` with
+//! `write_files` and `runcmd`. What reaches for the internet is answered by commands of the harness's own;
+//! registrations are sent over the real link.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -17,10 +18,41 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// In a machine's control directory.
 const DIRECTORY: &str = "cloud-init";
 
+/// The part of a `#cloud-config` that is carried out.
 #[derive(Deserialize)]
 struct UserData {
     #[serde(default)]
+    write_files: Vec<WrittenFile>,
+    #[serde(default)]
     runcmd: Vec<Command>,
+}
+
+/// A file that is there before any command runs.
+#[derive(Deserialize)]
+struct WrittenFile {
+    path: String,
+    #[serde(default)]
+    content: String,
+    #[serde(default)]
+    encoding: Option<String>,
+    #[serde(default)]
+    permissions: Option<String>,
+}
+
+impl WrittenFile {
+    /// What writes it.
+    fn line(&self) -> Result<String, String> {
+        let decode = match self.encoding.as_deref() {
+            None | Some("text/plain") => "cat",
+            Some("b64" | "base64") => "base64 -d",
+            Some(other) => return Err(format!("{} is encoded as {other}", self.path)),
+        };
+        let (path, content) = (quoted(&self.path), quoted(&self.content));
+        let mode = quoted(self.permissions.as_deref().unwrap_or("0644"));
+        Ok(format!(
+            "mkdir -p \"$(dirname {path})\" && printf %s {content} | {decode} > {path} && chmod {mode} {path}\n"
+        ))
+    }
 }
 
 /// A line for a shell, or the words of a command.
@@ -36,19 +68,26 @@ impl Command {
         match self {
             Self::Line(line) => line.clone(),
             Self::Words(words) => {
-                let quoted = words
-                    .iter()
-                    .map(|word| format!("'{}'", word.replace('\'', r"'\''")));
-                quoted.collect::<Vec<_>>().join(" ")
+                let words = words.iter().map(|word| quoted(word));
+                words.collect::<Vec<_>>().join(" ")
             }
         }
     }
 }
 
-/// The script that cloud-init makes of `runcmd`: one line after the other, whatever the one before ended with.
-fn script(user_data: &str, dies_after: Option<&str>) -> Result<String, String> {
+/// A word for a shell that means nothing to it.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// The script that cloud-init runs. Of a `#cloud-config` it is one line after the other, whatever the one before
+/// ended with.
+fn script(user_data: &str) -> Result<String, String> {
+    if user_data.starts_with("#!") {
+        return Ok(user_data.to_owned());
+    }
     if !user_data.starts_with("#cloud-config") {
-        return Err("it does not begin with #cloud-config".to_owned());
+        return Err("it begins with neither #cloud-config nor #!".to_owned());
     }
     let parsed: UserData = serde_saphyr::from_str(user_data).map_err(|error| {
         // Not its own words: they show what is there, and that may be a secret.
@@ -61,17 +100,12 @@ fn script(user_data: &str, dies_after: Option<&str>) -> Result<String, String> {
         )
     })?;
     let mut script = "#!/bin/sh\n".to_owned();
-    for command in parsed.runcmd {
-        let line = command.line();
-        script.push_str(&line);
+    for file in &parsed.write_files {
+        script.push_str(&file.line()?);
+    }
+    for command in &parsed.runcmd {
+        script.push_str(&command.line());
         script.push('\n');
-        let ends = dies_after.is_some_and(|stage| {
-            let (bare, quoted) = (format!("stage={stage} "), format!("stage={stage}'"));
-            line.contains(&bare) || line.contains(&quoted)
-        });
-        if ends {
-            return Ok(script);
-        }
     }
     Ok(script)
 }
@@ -81,15 +115,23 @@ fn stand_in(name: &str, conduct: &Conduct, variant: Variant) -> String {
     let fails = i32::from(conduct.fails.iter().any(|failing| failing == name));
     let takes = conduct.step.as_secs_f64();
     let real = match name {
-        // Registrations go to platform-api, by the way that a node has; a download leaves its file.
+        // Registrations go to platform-api, by the way that a node has; a download leaves its file. The machine dies
+        // with all that its first boot runs, which is a group of its own.
         "curl" => {
-            r#"case "$*" in */internal/gpu/register*) exec /usr/bin/curl "$@" ;; esac
+            r#"case "$*" in
+*/internal/gpu/register*stage=DIES_AFTER*) /usr/bin/curl "$@"; kill -s KILL 0 ;;
+*/internal/gpu/register*) exec /usr/bin/curl "$@" ;;
+esac
 while [ $# -gt 0 ]; do [ "$1" = -o ] && file=$2; shift; done
 [ -z "${file:-}" ] || { mkdir -p "$(dirname "$file")" && : > "$file"; }"#
         }
+        // The images are there, and the machine's own services are what they are started as.
         "docker" => {
-            r#"[ "$1" = compose ] || exec /usr/bin/docker "$@"
-[ FAILS = 0 ] && START > /dev/null"#
+            r#"case "$1" in
+compose | run) [ FAILS = 0 ] && START > /dev/null ;;
+pull | login) ;;
+*) exec /usr/bin/docker "$@" ;;
+esac"#
         }
         _ => "",
     };
@@ -97,7 +139,11 @@ while [ $# -gt 0 ]; do [ "$1" = -o ] && file=$2; shift; done
         Variant::Full => "/usr/bin/docker start $(/usr/bin/docker ps --all --quiet)",
         Variant::Light => "/usr/local/sbin/wopr-machine start-services",
     };
-    let real = real.replace("FAILS", &fails.to_string()).replace("START", start);
+    let dies_after = conduct.dies_after.as_deref().unwrap_or("(none)");
+    let real = real
+        .replace("FAILS", &fails.to_string())
+        .replace("START", start)
+        .replace("DIES_AFTER", &quoted(dies_after));
     format!("#!/bin/sh\n{real}\nsleep {takes}\nexit {fails}\n")
 }
 
@@ -125,7 +171,7 @@ fn prepare(
     }
     let trusted = vps.control_directory().join(TRUST).join(TRUST_BUNDLE);
     std::fs::copy(trusted, directory.join(TRUST_BUNDLE))?;
-    write(&directory.join("runcmd"), script, 0o600)
+    write(&directory.join("runcmd"), script, 0o700)
 }
 
 fn write(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
@@ -148,7 +194,7 @@ pub(super) async fn run(
     user_data: &str,
     conduct: &Conduct,
 ) -> Result<(), CloudError> {
-    let script = script(user_data, conduct.dies_after.as_deref()).map_err(|reason| CloudError::UserData {
+    let script = script(user_data).map_err(|reason| CloudError::UserData {
         machine: machine.name().clone(),
         reason,
     })?;
@@ -161,7 +207,7 @@ pub(super) async fn run(
     let path = format!("PATH={here}/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     let trust = format!("CURL_CA_BUNDLE={here}/{TRUST_BUNDLE}");
     let script = format!("{here}/runcmd");
-    let argv = ["env", &path, &trust, "sh", &script];
+    let argv = ["setsid", "--wait", "env", &path, &trust, &script];
     // Whatever its commands end with, as with cloud-init: the row tells how far it came.
     machine.control().await?.run_any(&argv, LIMIT).await?;
     Ok(())
@@ -177,7 +223,7 @@ mod tests {
 
     #[test]
     fn runcmd_is_run_line_by_line_as_it_was_sent() {
-        let script = script(SENT, None).unwrap();
+        let script = script(SENT).unwrap();
         let lines: Vec<_> = script.lines().skip(1).collect();
         assert_eq!(lines[1], "apt-get update -y");
         assert_eq!(lines[2], r"'touch' '/opt/it'\''s'");
@@ -186,16 +232,35 @@ mod tests {
     }
 
     #[test]
-    fn a_first_boot_that_dies_does_nothing_after_its_last_stage() {
-        let script = script(SENT, Some("installing_drivers")).unwrap();
-        assert_eq!(script.lines().count(), 2, "{script}");
+    fn files_are_written_before_the_commands_run() {
+        let sent = "#cloud-config\nruncmd: [/opt/x]\nwrite_files:\n  - { path: /opt/x, permissions: '0755', content: \"it's\" }\n  - { path: /y, encoding: b64, content: aGk= }\n";
+        let script = script(sent).unwrap();
+        let lines: Vec<_> = script.lines().skip(1).collect();
+        let expected = [
+            r#"mkdir -p "$(dirname '/opt/x')" && printf %s 'it'\''s' | cat > '/opt/x' && chmod '0755' '/opt/x'"#,
+            r#"mkdir -p "$(dirname '/y')" && printf %s 'aGk=' | base64 -d > '/y' && chmod '0644' '/y'"#,
+            "/opt/x",
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn a_script_is_run_as_it_was_sent() {
+        assert_eq!(script("#!/bin/bash\necho").unwrap(), "#!/bin/bash\necho");
+    }
+
+    #[test]
+    fn a_first_boot_dies_with_the_registration_of_its_last_stage() {
+        let dies = Conduct::default().first_boot_dies_after("installing_docker");
+        let text = stand_in("curl", &dies, Variant::Full);
+        assert!(text.contains("register*stage='installing_docker'*"), "{text}");
     }
 
     #[test]
     fn what_is_no_cloud_config_is_refused_and_not_shown() {
-        assert!(script("#!/bin/sh\necho", None).is_err());
+        assert!(script("#include\nhttps://example.com").is_err());
         let plain = "#cloud-config\nruncmd:\n  - curl -H 'Authorization: Bearer s3cret'\n";
-        let error = script(plain, None).unwrap_err();
+        let error = script(plain).unwrap_err();
         assert!(error.contains("line 3") && !error.contains("s3cret"), "{error}");
     }
 

@@ -153,7 +153,7 @@ impl Fault {
             false => bent.asked().ask_until(wanted).await?,
         };
         let as_wanted =
-            probe.outcome == wanted || (toxic.may_spare_a_check() && probe.outcome == Outcome::Answered);
+            probe.ended_as(wanted) || (toxic.may_spare_a_check() && probe.outcome == Outcome::Answered);
         if !as_wanted || bent.is_too_quick(&probe) {
             return Err(FaultError::NotInEffect { fault: name, probe });
         }

@@ -27,9 +27,10 @@ pub struct DnsName<'a> {
     name: String,
 }
 
-/// A look-up from platform-api's network, at its own resolver.
+/// A look-up from a service's network, at its own resolver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LookUp {
+    from: Service,
     name: String,
     found: Found,
     took: Duration,
@@ -37,8 +38,13 @@ pub(super) struct LookUp {
 
 impl fmt::Display for LookUp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, found, took } = self;
-        write!(f, "{name} looked up from platform-api ")?;
+        let Self {
+            from,
+            name,
+            found,
+            took,
+        } = self;
+        write!(f, "{name} looked up from {from} ")?;
         match found {
             Found::Address { address } => write!(f, "is {address}")?,
             Found::NoAddress => f.write_str("has no address")?,
@@ -61,16 +67,33 @@ impl Topology {
     }
 }
 
-/// Looks names up as platform-api does.
+/// Looks names up as a service does.
 #[derive(Debug, Clone)]
-struct Resolver {
-    vps: RunningMachine,
+pub(super) struct Resolver {
+    machine: RunningMachine,
+    service: Service,
 }
 
 impl Resolver {
+    pub(super) fn of(topology: &Topology, service: Service) -> Self {
+        Self {
+            machine: topology.machine_of(service).clone(),
+            service,
+        }
+    }
+
+    /// The name's address, if the resolver tells one.
+    pub(super) async fn address(&self, name: &str) -> Result<Option<Ipv4Addr>, FaultError> {
+        let told = self.look_up(name, PATIENCE + RESOLVER).await?;
+        Ok(match told.found {
+            Found::Address { address } => Some(address),
+            _ => None,
+        })
+    }
+
     async fn look_up(&self, name: &str, patience: Duration) -> Result<LookUp, FaultError> {
-        let service = Service::PlatformApi;
-        let state = self.vps.service(service).await?;
+        let service = self.service;
+        let state = self.machine.service(service).await?;
         let process = state
             .and_then(|state| state.pid)
             .and_then(|pid| u32::try_from(pid).ok());
@@ -79,13 +102,14 @@ impl Resolver {
             name: name.to_owned(),
             patience_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
         };
-        match self.vps.control().await?.ask(&request).await? {
+        match self.machine.control().await?.ask(&request).await? {
             Reply::LookedUp { found, took_us } => Ok(LookUp {
+                from: service,
                 name: name.to_owned(),
                 found,
                 took: Duration::from_micros(took_us),
             }),
-            other => Err(ControlError::unexpected(VPS.as_str(), &other).into()),
+            other => Err(ControlError::unexpected(self.machine.name().as_str(), &other).into()),
         }
     }
 }
@@ -174,8 +198,7 @@ impl DnsName<'_> {
         };
         let mut applying = Applying::new(format!("{word} for the name {}", self.name), meaning);
         let other = if self.name == VPS.hostname() { GPU } else { VPS }.hostname();
-        let vps = topology.machine(&VPS).clone();
-        let resolver = Resolver { vps };
+        let resolver = Resolver::of(topology, Service::PlatformApi);
         let before = resolver.look_up(&self.name, PATIENCE).await?;
         let other_before = resolver.look_up(&other, PATIENCE).await?;
         let request = Request::Misname {

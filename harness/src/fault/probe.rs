@@ -58,6 +58,14 @@ fn words(outcome: Outcome) -> &'static str {
     }
 }
 
+impl Probe {
+    /// Whether it ended as wanted. Where no answer was to come, the other end may have closed the connection for its
+    /// part: a server does so that takes its answer for sent, and hears nothing more for its keep-alive time.
+    pub(super) fn ended_as(&self, wanted: Outcome) -> bool {
+        self.outcome == wanted || (wanted == Outcome::NoAnswer && self.outcome == Outcome::Broken)
+    }
+}
+
 impl fmt::Display for Probe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { from, url, .. } = self;
@@ -165,7 +173,7 @@ impl Question {
     pub(super) async fn ask_until(&self, wanted: Outcome) -> Result<Probe, FaultError> {
         let mut probe = self.ask().await?;
         for _ in 1..TRIES {
-            if probe.outcome == wanted {
+            if probe.ended_as(wanted) {
                 break;
             }
             tokio::time::sleep(PAUSE).await;
@@ -203,6 +211,20 @@ mod tests {
             url: url.into(),
             slower_by: Duration::ZERO,
         }
+    }
+
+    #[test]
+    fn a_connection_that_the_other_end_closes_brought_no_answer_either() {
+        let ended = |outcome| Probe {
+            from: "gpu".into(),
+            url: "http://10.87.0.2:3100/health".into(),
+            connection: Connection::New,
+            outcome,
+            took: Duration::from_millis(209),
+        };
+        assert!(ended(Outcome::Broken).ended_as(Outcome::NoAnswer));
+        assert!(!ended(Outcome::Answered).ended_as(Outcome::NoAnswer));
+        assert!(!ended(Outcome::NoAnswer).ended_as(Outcome::Broken));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::probe::{ANSWER, CONNECT, Connection, Flow, Outcome, Probe, Question};
 use crate::control::{Control, ControlError};
 
 /// What is unharmed answers at once; this is for a host on its knees.
-const UNHARMED: Duration = Duration::from_secs(3);
+pub(super) const UNHARMED: Duration = Duration::from_secs(3);
 
 /// Looks that are taken at a time: those of a fleet's partition are hundreds, and each has a time-out that a busy
 /// host must not use up.
@@ -156,8 +156,7 @@ async fn look(seen: Seen, fault: &str) -> Result<(Vec<Probe>, Option<After>), Fa
     let flowing = flowing.filter(|probe| probe.outcome != Outcome::Closed);
     let probes: Vec<Probe> = [Some(new), flowing].into_iter().flatten().collect();
     for probe in &probes {
-        let expected = effect.expected(probe.connection);
-        if probe.outcome != expected {
+        if !probe.ended_as(effect.expected(probe.connection)) {
             return Err(FaultError::NotInEffect {
                 fault: fault.to_owned(),
                 probe: probe.clone(),
