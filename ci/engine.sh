@@ -39,7 +39,8 @@ start_engine() {
     say "starting dockerd"
     # A pid file of an engine that was killed would keep this one from starting.
     pgrep -x dockerd >/dev/null || as_root rm -f /var/run/docker.pid
-    as_root sh -c 'setsid dockerd >/var/log/dockerd.log 2>&1 </dev/null &'
+    as_root sh -c 'setsid dockerd >>/var/log/dockerd.log 2>&1 </dev/null &'
+    engine_is_ours=yes
   fi
   for _ in $(seq 120); do
     docker_answers && return
@@ -51,6 +52,30 @@ start_engine() {
     say "you may not use the socket: join its group (sudo usermod -aG docker $USER), log in again, and run this again"
   fi
   return 1
+}
+
+# Ends the engine that this script started, and starts it again.
+restart_engine() {
+  local pid
+  pid=$(cat /var/run/docker.pid)
+  as_root kill "$pid"
+  for _ in $(seq 120); do
+    as_root kill -0 "$pid" 2>/dev/null || break
+    sleep 0.5
+  done
+  start_engine
+}
+
+# Topologies of which nothing is left but a network that the engine has lost count of: it lists nothing that is
+# attached to it, and refuses to remove it since something were (moby issue 42119). A restart of it cures that.
+miscounted() {
+  local network
+  for network in $(docker network ls --quiet --filter label=wopr.owner); do
+    if [ "$(docker network inspect --format '{{len .Containers}}' "$network")" = 0 ] &&
+      docker network rm "$network" 2>&1 >/dev/null | grep -q 'has active endpoints'; then
+      docker network inspect --format '{{index .Labels "wopr.topology"}}' "$network"
+    fi
+  done
 }
 
 need_rust() {

@@ -79,20 +79,8 @@ async fn leftovers(engine: &Engine, pool: &Pool) -> Result<Vec<String>> {
         // Those that a container makes anew while they are removed have no label.
         let volumes = engine.volumes_with_prefix(&format!("wopr-{id}-")).await?;
         left.extend(volumes.into_iter().map(|name| format!("volume {name}")));
-        left.push(format!("directory {id}"));
     }
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
-        if arguments.contains(&run.display().to_string()) {
-            left.push(format!("process {arguments}"));
-        }
-    }
-    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
-    let mounts = mounts
-        .lines()
-        .filter(|mount| mount.contains(&run.display().to_string()));
-    left.extend(mounts.map(|mount| format!("mount {mount}")));
+    left.extend(pool.left_on_the_host()?);
     Ok(left)
 }
 

@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
-use players::{Pool, id, until_leased};
+use anyhow::{Context as _, Result};
+use players::{Pool, id, kill_keeper, until_leased};
 use pretty_assertions::{assert_eq, assert_ne};
 use rstest::rstest;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -271,24 +271,6 @@ async fn machines_end_by_themselves_when_the_keeper_is_killed_too() -> Result<()
     pool.play("lease drop").await?;
     until_gone(&pool, &id).await?;
     Ok(())
-}
-
-/// The keeper of one topology, known by its arguments.
-fn kill_keeper(id: &str) -> Result<()> {
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = arguments.split(|byte| *byte == 0).collect();
-        if words.contains(&b"wopr-keeper".as_slice()) && words.contains(&id.as_bytes()) {
-            let pid = entry.file_name();
-            let killed = std::process::Command::new("kill")
-                .arg("-KILL")
-                .arg(pid)
-                .status()?;
-            anyhow::ensure!(killed.success());
-            return Ok(());
-        }
-    }
-    bail!("topology {id} has no keeper")
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use wopr_harness::clock::{Rate, minutes};
 use wopr_harness::cloud::Conduct;
@@ -41,6 +41,8 @@ async fn player() -> Result<()> {
             "drop" => drop(held.take()),
             "panic" => panic!("on purpose"),
             "wait" => std::future::pending().await,
+            "told" => until_told().await?,
+            "use" => use_until_it_fails(held.as_ref().context("nothing is held")?).await?,
             "rest" => tokio::time::sleep(Duration::from_millis(300)).await,
             "measure" => measure(held.as_ref().context("nothing is held")?).await?,
             mess => leave(mess, held.as_ref().context("nothing is held")?).await?,
@@ -54,6 +56,22 @@ async fn take(builder: wopr_harness::topology::Builder) -> Result<Lease> {
     let rows = count_rows(&lease).await?;
     println!("player: leased {} with {rows} rows", lease.id());
     Ok(lease)
+}
+
+/// Waits for a word of the test that started it.
+async fn until_told() -> Result<()> {
+    let told = tokio::task::spawn_blocking(|| std::io::stdin().lines().next());
+    told.await?.context("the test ended without a word")??;
+    Ok(())
+}
+
+/// Asks the database and a machine's engine for something, over and over, as a long test does.
+async fn use_until_it_fails(topology: &Topology) -> Result<()> {
+    loop {
+        count_rows(topology).await?;
+        topology.machine(&GPU).service(Service::Whisper).await?;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 async fn count_rows(topology: &Topology) -> Result<i64> {
@@ -206,40 +224,60 @@ pub struct Pool {
     pub run: RunDirectory,
     pub most: usize,
     pub idle: Duration,
-    pub environment: Vec<(&'static str, &'static str)>,
+    pub environment: Vec<(&'static str, String)>,
+    /// The program and its arguments that start a player; none where the test does.
+    pub through: Vec<String>,
 }
 
 impl Pool {
     pub fn of(most: usize) -> Result<Self> {
         // Short: a socket's path has 107 bytes.
-        let run = tempfile::Builder::new().prefix("wp").tempdir_in("/tmp")?;
+        Self::below(Path::new("/tmp"), most)
+    }
+
+    pub fn below(parent: &Path, most: usize) -> Result<Self> {
+        let run = tempfile::Builder::new().prefix("wp").tempdir_in(parent)?;
         let run = RunDirectory(run);
         let idle = Duration::from_secs(60);
         Ok(Self {
             run,
             most,
             idle,
-            environment: vec![("WOPR_POOL_AHEAD", "0")],
+            environment: vec![("WOPR_POOL_AHEAD", "0".to_owned())],
+            through: Vec::new(),
         })
     }
 
     /// The same with a variable set for its players.
-    pub fn with(mut self, variable: &'static str, value: &'static str) -> Self {
-        self.environment.push((variable, value));
+    pub fn with(mut self, variable: &'static str, value: impl Into<String>) -> Self {
+        self.environment.push((variable, value.into()));
         self
     }
 
     pub fn start(&self, script: &str) -> Result<Child> {
-        let mut command = Command::new(std::env::current_exe()?);
+        let program = std::env::current_exe()?;
+        let mut command = match self.through.split_first() {
+            Some((first, others)) => {
+                let mut command = Command::new(first);
+                command.args(others).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
         command
             .args(["--exact", "players::player", "--nocapture"])
             .env(SCRIPT, script);
         command
-            .envs(self.environment.iter().copied())
+            .envs(
+                self.environment
+                    .iter()
+                    .map(|(variable, value)| (*variable, value)),
+            )
             .env("WOPR_RUN_DIR", self.run.path())
             .env("WOPR_POOL", self.most.to_string())
             .env("WOPR_POOL_IDLE", self.idle.as_secs().to_string());
         Ok(command
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
@@ -255,6 +293,26 @@ impl Pool {
             eprintln!("{line}");
         }
         Ok(said(&played))
+    }
+
+    /// Directories, processes and mounts of this pool that are still on the host.
+    pub fn left_on_the_host(&self) -> Result<Vec<String>> {
+        let run = self.run.path().display().to_string();
+        let directories = std::fs::read_dir(&run)?.flatten();
+        let mut left: Vec<String> = directories
+            .map(|entry| format!("directory {}", entry.file_name().to_string_lossy()))
+            .collect();
+        for entry in std::fs::read_dir("/proc")?.flatten() {
+            let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
+            if arguments.contains(&run) {
+                left.push(format!("process {arguments}"));
+            }
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+        let mounts = mounts.lines().filter(|mount| mount.contains(&run));
+        left.extend(mounts.map(|mount| format!("mount {mount}")));
+        Ok(left)
     }
 }
 
@@ -304,8 +362,31 @@ pub async fn until_leased(player: &mut Child) -> Result<String> {
     let mut lines = BufReader::new(player.stdout.take().context("no output")?).lines();
     while let Some(line) = lines.next_line().await? {
         if let Some((_, words)) = line.split_once("player: ") {
+            // Left open: a test runner that cannot say how long it has run ends.
+            player.stdout = Some(lines.into_inner().into_inner());
             return Ok(id(words)?.to_owned());
         }
     }
-    bail!("the player ended before it leased")
+    let mut errors = String::new();
+    let mut stream = player.stderr.take().context("no errors")?;
+    stream.read_to_string(&mut errors).await?;
+    bail!("the player ended before it leased: {}", errors.trim())
+}
+
+/// Kills the keeper of one topology, known by its arguments.
+pub fn kill_keeper(id: &str) -> Result<()> {
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = arguments.split(|byte| *byte == 0).collect();
+        if words.contains(&b"wopr-keeper".as_slice()) && words.contains(&id.as_bytes()) {
+            let pid = entry.file_name();
+            let killed = std::process::Command::new("kill")
+                .arg("-KILL")
+                .arg(pid)
+                .status()?;
+            anyhow::ensure!(killed.success());
+            return Ok(());
+        }
+    }
+    bail!("topology {id} has no keeper")
 }

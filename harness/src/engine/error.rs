@@ -30,7 +30,7 @@ pub enum EngineError {
         machine: String,
     },
     /// A call failed.
-    #[error("the engine could not {action}: {source}")]
+    #[error("the engine could not {action}: {}", words(.source))]
     Call {
         /// What was asked of it.
         action: String,
@@ -109,6 +109,23 @@ pub enum EngineError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+/// The client's own words for a connection that cannot be made or ends, `client error (Connect)`, do not say why.
+fn words(error: &bollard::errors::Error) -> String {
+    if matches!(error, bollard::errors::Error::DockerResponseServerError { .. }) {
+        return error.to_string();
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    let (outer, inner) = (error.to_string(), cause.to_string());
+    if outer.ends_with(&inner) {
+        outer
+    } else {
+        format!("{outer}: {inner}")
+    }
 }
 
 impl EngineError {

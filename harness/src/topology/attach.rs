@@ -73,11 +73,15 @@ impl Topology {
     ) -> Result<Self, TopologyError> {
         let mut setting = setting;
         let mut machines = BTreeMap::new();
-        let mut up = 0;
+        let mut off = Vec::new();
         for name in setting.addresses.clone().into_keys() {
             let container = setting.name(name.as_str());
             let Some(state) = engine.container(&container).await? else {
-                if !setting.by_hand() || [VPS, GPU].contains(&name) {
+                if !setting.by_hand() {
+                    off.push(name);
+                    continue;
+                }
+                if [VPS, GPU].contains(&name) {
                     return Err(TopologyError::NotUp);
                 }
                 // A place for a droplet's machine.
@@ -90,7 +94,9 @@ impl Topology {
                 machines.insert(name, racked);
                 continue;
             };
-            up += usize::from(state.running || state.paused);
+            if !state.running && !state.paused {
+                off.push(name.clone());
+            }
             // A fault may have moved it.
             let address = state.networks.get(&setting.network()).copied().flatten();
             let address = address.unwrap_or(setting.addresses[&name]);
@@ -105,9 +111,15 @@ impl Topology {
             machines.insert(name, machine);
         }
         // By hand, one that a fault put off is there to be healed.
-        let least = if setting.by_hand() { 1 } else { machines.len() };
-        if up < least {
+        let racked = machines.values().filter(|machine| machine.is_racked()).count();
+        if setting.by_hand() && off.len() + racked == machines.len() {
             return Err(TopologyError::NotUp);
+        }
+        if !setting.by_hand() && !off.is_empty() {
+            return Err(TopologyError::Off {
+                topology: setting.topology,
+                machines: off,
+            });
         }
         Ok(Self {
             dirs,

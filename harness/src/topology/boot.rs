@@ -259,7 +259,8 @@ pub(crate) async fn power_on(
     let mut control = Control::connect(name.as_str(), &control_directory).await?;
     let ready = control.until_ready(|status| on_phase(&status.phase)).await;
     if let Err(source) = ready {
-        let log = engine.log_tail(&spec.name, SHOWN).await?;
+        let log = engine.log_tail(&spec.name, SHOWN).await;
+        let log = log.unwrap_or_else(|error| error.to_string());
         return Err(TopologyError::Machine { source, log });
     }
     Ok(())
@@ -322,17 +323,18 @@ impl Booting {
         }
     }
 
-    /// A boot that failed leaves nothing; by hand too, when not even the machines came up.
+    /// A boot that failed leaves nothing; by hand too, when not even the machines came up. Why it failed is what
+    /// its caller has to know: that something is left, as while the engine is away, is told of beside it.
     async fn give_up(&mut self, error: TopologyError) -> TopologyError {
         let volumes = if self.setting.by_hand() {
             Volumes::Keep
         } else {
             Volumes::Remove
         };
-        match self.remains.remove(volumes).await {
-            Ok(()) => error,
-            Err(second) => second,
+        if let Err(left) = self.remains.remove(volumes).await {
+            eprintln!("wopr: after a boot that failed: {left}");
         }
+        error
     }
 
     async fn start_machines(

@@ -8,7 +8,7 @@ use crate::control::ControlError;
 use crate::dirs::DirsError;
 use crate::engine::EngineError;
 use crate::image::ImageError;
-use crate::machine::{BY_HAND, BootError};
+use crate::machine::{BY_HAND, BootError, MachineName};
 use crate::privilege::PrivilegeError;
 use crate::service::Service;
 use crate::settings::SettingsError;
@@ -103,6 +103,14 @@ pub enum TopologyError {
     /// No topology was started by hand.
     #[error("no topology is up: `wopr up` starts one")]
     NotUp,
+    /// Machines of a test's topology ended by themselves, or were removed.
+    #[error("topology {topology} does not run any more: {} ended, as in a restart of the host's engine", names(.machines))]
+    Off {
+        /// Its id.
+        topology: String,
+        /// The machines.
+        machines: Vec<MachineName>,
+    },
     /// A file of the topology could not be made or removed.
     #[error("cannot {action} {path}: {source}")]
     Io {
@@ -138,6 +146,11 @@ fn remover(topology: &str) -> &'static str {
     } else {
         "`wopr reap`"
     }
+}
+
+fn names(machines: &[MachineName]) -> String {
+    let names: Vec<_> = machines.iter().map(MachineName::as_str).collect();
+    names.join(" and ")
 }
 
 impl TopologyError {
