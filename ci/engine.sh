@@ -69,10 +69,11 @@ restart_engine() {
 # Topologies of which nothing is left but a network that the engine has lost count of: it lists nothing that is
 # attached to it, and refuses to remove it since something were (moby issue 42119). A restart of it cures that.
 miscounted() {
-  local network
+  local network refusal
   for network in $(docker network ls --quiet --filter label=wopr.owner); do
-    if [ "$(docker network inspect --format '{{len .Containers}}' "$network")" = 0 ] &&
-      docker network rm "$network" 2>&1 >/dev/null | grep -q 'has active endpoints'; then
+    [ "$(docker network inspect --format '{{len .Containers}}' "$network")" = 0 ] || continue
+    refusal=$(docker network rm "$network" 2>&1 || true)
+    if [[ $refusal == *'has active endpoints'* ]]; then
       docker network inspect --format '{{index .Labels "wopr.topology"}}' "$network"
     fi
   done
