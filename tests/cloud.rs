@@ -29,8 +29,7 @@ const DROPLET: u64 = 412_345_678;
 async fn services_stop(topology: &Topology, machine: &MachineName) -> Result<()> {
     for service in topology.expected_services() {
         if service.role() == Role::Gpu {
-            let engine = topology.machine(machine).engine();
-            engine.stop(&service.container(), Duration::ZERO).await?;
+            topology.end_service(service.on(machine)).await?;
         }
     }
     Ok(())

@@ -62,11 +62,11 @@ fn streaming(topology: &Topology, tokens: u32) -> String {
 }
 
 /// The same, but under way for many seconds on any host: each token brings its twenty likeliest, and the client
-/// reads slower than the server writes.
+/// reads slower than the server writes. What lies in between, it has read before its limit.
 fn streaming_for_long(topology: &Topology) -> String {
     let arguments = streaming(topology, 1900);
     let wordy = arguments.replacen('{', r#"{"logprobs":true,"top_logprobs":20,"#, 1);
-    format!("--limit-rate 100k {wordy}")
+    format!("--max-time 20 --limit-rate 300k {wordy}")
 }
 
 /// The arguments of an upload of the recording.

@@ -193,11 +193,10 @@ async fn a_machine_that_reboots_is_silent_and_then_well() -> Result<()> {
     let topology = topology().await;
     let node = topology.seed_gpu_node().await?;
     let mut watch = topology.watch(&node).await?;
-    let gpu = topology.machine(&GPU);
 
-    gpu.kill().await?;
+    let off = topology.kill_machine(&GPU).await?;
     watch.until(status(Degraded)).within(polls(3)).await?;
-    gpu.start().await?;
+    off.heal().await?;
     watch.until(status(Active)).within(polls(4)).await?;
     watch.until(all_ok()).within(polls(4)).await?;
     watch.conclude().await?;

@@ -93,6 +93,25 @@ impl Topology {
         Ok(self.until_healthy_on(machine, service).await?)
     }
 
+    /// Stops a service, and nobody holds it so: what starts it again is the next start of its machine, or whoever
+    /// wants it. A fault that is healed is [`Topology::stop_service`].
+    ///
+    /// # Errors
+    /// [`FaultError::Light`], [`FaultError::Engine`].
+    pub async fn end_service(&self, service: impl Into<Instance>) -> Result<(), FaultError> {
+        let instance = service.into();
+        let machine = self.machine_with(&instance);
+        if machine.is_light() {
+            return Err(needs_engine(machine, &format!("end of {instance}")));
+        }
+        let from_us = now_us();
+        let container = instance.service.container();
+        machine.engine().stop(&container, Duration::ZERO).await?;
+        let ended = Deed::onward(format!("ended {instance}"), self.end_of(&instance));
+        self.deeds().note(ended.since(from_us));
+        Ok(())
+    }
+
     /// Freezes a service: connections to it come about, and nothing is said.
     ///
     /// # Errors
