@@ -18,22 +18,12 @@ use wopr_harness::clock::{minutes, polls, seconds};
 use wopr_harness::cloud::standin::{Answer, Calls};
 use wopr_harness::cloud::{Conduct, Reboots};
 use wopr_harness::history::Status::{Active, Degraded, Failed, Provisioning};
-use wopr_harness::machine::{MachineName, Role};
 use wopr_harness::seed::NodeId;
 use wopr_harness::testing::topology;
 use wopr_harness::watch::{all_down, all_ok, status};
-use wopr_harness::{GPU, Service, Topology};
+use wopr_harness::{GPU, Service};
 
 const DROPLET: u64 = 412_345_678;
-/// An outage that nothing but a reboot ends: the services are stopped, and nobody holds them so.
-async fn services_stop(topology: &Topology, machine: &MachineName) -> Result<()> {
-    for service in topology.expected_services() {
-        if service.role() == Role::Gpu {
-            topology.end_service(service.on(machine)).await?;
-        }
-    }
-    Ok(())
-}
 
 #[tokio::test]
 async fn a_droplet_is_a_machine_that_registers_stage_by_stage_and_serves() -> Result<()> {
@@ -282,7 +272,7 @@ async fn a_reboot_brings_the_services_back_and_nobody_helps(#[case] reboots: Reb
     let mut watch = topology.watch(&node).await?;
     watch.until(all_ok()).within(polls(2)).await?;
 
-    services_stop(&topology, &GPU).await?;
+    topology.end_services(&GPU).await?;
     watch.until(status(Degraded)).within(polls(4)).await?;
     watch.until(status(Active)).within(minutes(9)).await?;
     let history = watch.conclude().await?;
@@ -310,7 +300,7 @@ async fn a_reboot_that_does_not_help_fails_the_node_after_ten_minutes(
     let node = topology.seed_gpu_node_with_droplet(&DROPLET.to_string()).await?;
     let mut watch = topology.watch(&node).await?;
 
-    services_stop(&topology, &GPU).await?;
+    topology.end_services(&GPU).await?;
     watch.until(status(Degraded)).within(polls(4)).await?;
     watch.until(status(Failed)).within(minutes(12)).await?;
     let history = watch.history().await?;
@@ -333,7 +323,7 @@ async fn a_restart_of_platform_api_while_the_machine_reboots_loses_no_node() -> 
     let node = topology.seed_gpu_node_with_droplet(&DROPLET.to_string()).await?;
     let mut watch = topology.watch(&node).await?;
 
-    services_stop(&topology, &GPU).await?;
+    topology.end_services(&GPU).await?;
     watch.until(status(Degraded)).within(polls(4)).await?;
     topology.restart(Service::PlatformApi).await?;
     watch.until(all_ok()).within(minutes(9)).await?;
@@ -397,7 +387,7 @@ async fn a_made_node_whose_services_end_is_rebooted_and_serves_again() -> Result
 
     let droplet = the_droplet(&topology).await?;
     let machine = operator.machine_of(droplet.id)?;
-    services_stop(&topology, &machine).await?;
+    topology.end_services(&machine).await?;
     watch.until(status(Degraded)).within(polls(4)).await?;
     watch.until(status(Active)).within(minutes(9)).await?;
     let history = watch.history().await?;

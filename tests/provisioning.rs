@@ -16,7 +16,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use wopr_harness::clock::{minutes, polls, seconds};
 use wopr_harness::cloud::standin::{Answer, Calls};
-use wopr_harness::cloud::{Conduct, Reboots};
+use wopr_harness::cloud::{Conduct, Operator, Reboots};
 use wopr_harness::history::Status::{Active, Degraded, Failed, Provisioning};
 use wopr_harness::watch::{all_ok, status};
 use wopr_harness::{Service, Topology, VPS};
@@ -35,6 +35,17 @@ async fn nothing_is_left(topology: &Topology) -> Result<()> {
     tokio::time::timeout(GONE, gone)
         .await
         .context("a droplet or its machine is left")?
+}
+
+/// A node is ordered, and found well.
+async fn a_node_is_made(topology: &Topology, operator: Operator<'_>) -> Result<()> {
+    let mut watch = topology.watch(&NODE.parse()?).await?;
+    let (code, body) = provision(topology).await?;
+    assert_eq!(code, StatusCode::CREATED, "{body}");
+    watch.until(all_ok()).within(minutes(10)).await?;
+    operator.end()?;
+    judged(topology).await?;
+    Ok(())
 }
 
 #[tokio::test]
@@ -175,13 +186,7 @@ async fn a_slow_cloud_makes_a_node_all_the_same() -> Result<()> {
         ms: u64::try_from(slowly)?,
     };
     topology.cloud_answers(slow.to(Calls::all())).await?;
-    let mut watch = topology.watch(&NODE.parse()?).await?;
-    let (code, body) = provision(&topology).await?;
-    assert_eq!(code, StatusCode::CREATED, "{body}");
-    watch.until(all_ok()).within(minutes(10)).await?;
-    operator.end()?;
-    judged(&topology).await?;
-    Ok(())
+    a_node_is_made(&topology, operator).await
 }
 
 #[tokio::test]
@@ -229,13 +234,7 @@ async fn droplets_become_machines_after_the_vps_machine_lost_its_power() -> Resu
     topology.kill_machine(&VPS).await?.heal().await?;
     topology.until_healthy(&[Service::PlatformApi]).await?;
 
-    let mut watch = topology.watch(&NODE.parse()?).await?;
-    let (code, body) = provision(&topology).await?;
-    assert_eq!(code, StatusCode::CREATED, "{body}");
-    watch.until(all_ok()).within(minutes(10)).await?;
-    operator.end()?;
-    judged(&topology).await?;
-    Ok(())
+    a_node_is_made(&topology, operator).await
 }
 
 /// Failed or made, a node that cannot be reached for its removal is removed once the cloud answers.

@@ -42,12 +42,7 @@ pub(super) async fn measure() -> Result<Loop, Failure> {
     let droplet = droplets.first().ok_or("the cloud has no droplet")?;
     let machine = operator.machine_of(droplet.id)?;
     let began = Instant::now();
-    for service in topology.expected_services() {
-        if service.role() == Role::Gpu {
-            let engine = topology.machine(&machine).engine();
-            engine.stop(&service.container(), Duration::ZERO).await?;
-        }
-    }
+    topology.end_services(&machine).await?;
     watch.until(status(Degraded)).within(polls(5)).await?;
     watch.until(status(Active)).within(minutes(9)).await?;
     let recovered = began.elapsed();

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use bollard::models::{EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig, NetworkConnectRequest};
-use bollard::models::{NetworkCreateRequest, NetworkDisconnectRequest};
+use bollard::models::{NetworkCreateRequest, NetworkDisconnectRequest, NetworkInspect};
 use bollard::query_parameters::{InspectNetworkOptions, ListNetworksOptions, ListNetworksOptionsBuilder};
 
 use super::error::absent_is_fine;
@@ -183,11 +183,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NoFreeAddress`], [`EngineError::Call`].
     pub async fn free_address(&self, network: &str, besides: &[Ipv4Addr]) -> Result<Ipv4Addr, EngineError> {
-        let found = self
-            .docker()
-            .inspect_network(network, None::<InspectNetworkOptions>)
-            .await;
-        let found = found.map_err(EngineError::call(format!("look at network {network}")))?;
+        let found = self.inspect_lan(network).await?;
         let subnets = found.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
         let subnet = subnets.into_iter().find_map(|config| config.subnet);
         let (base, prefix) = subnet.as_deref().and_then(parse_subnet).unwrap_or((0, 32));
@@ -215,27 +211,31 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Call`], as when a container is still attached.
     pub async fn remove_network(&self, name: &str) -> Result<(), EngineError> {
-        let removed = self.docker().remove_network(name).await;
-        let removed = absent_is_fine(removed.map_err(EngineError::call(format!("remove network {name}"))));
-        match removed {
+        match self.delete_lan(name).await {
             Err(error) if error.is_in_use() => {
                 for ghost in self.ghosts(name).await? {
                     self.detach(name, &ghost).await?;
                 }
-                let removed = self.docker().remove_network(name).await;
-                absent_is_fine(removed.map_err(EngineError::call(format!("remove network {name}"))))
+                self.delete_lan(name).await
             }
             other => other,
         }
     }
 
+    async fn delete_lan(&self, name: &str) -> Result<(), EngineError> {
+        let removed = self.docker().remove_network(name).await;
+        absent_is_fine(removed.map_err(EngineError::call(format!("remove network {name}"))))
+    }
+
+    async fn inspect_lan(&self, name: &str) -> Result<NetworkInspect, EngineError> {
+        let options = None::<InspectNetworkOptions>;
+        let found = self.docker().inspect_network(name, options).await;
+        found.map_err(EngineError::call(format!("look at network {name}")))
+    }
+
     /// What is attached to a network and belongs to no container, by the name that the container had.
     async fn ghosts(&self, network: &str) -> Result<Vec<String>, EngineError> {
-        let found = self
-            .docker()
-            .inspect_network(network, None::<InspectNetworkOptions>)
-            .await;
-        let found = found.map_err(EngineError::call(format!("look at network {network}")))?;
+        let found = self.inspect_lan(network).await?;
         let mut ghosts = Vec::new();
         for attached in found.containers.unwrap_or_default().into_values() {
             let Some(name) = attached.name else { continue };

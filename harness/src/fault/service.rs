@@ -8,7 +8,7 @@ use super::probe::Question;
 use super::query::Query;
 use super::{Applying, Fault, FaultError, Outcome};
 use crate::history::{Bearing, Deed, Meaning, Upset, now_us};
-use crate::machine::{Role, RunningMachine, VPS};
+use crate::machine::{MachineName, Role, RunningMachine, VPS};
 use crate::service::{Health, Instance, Service};
 use crate::topology::{Topology, TopologyError};
 
@@ -109,6 +109,19 @@ impl Topology {
         machine.engine().stop(&container, Duration::ZERO).await?;
         let ended = Deed::onward(format!("ended {instance}"), self.end_of(&instance));
         self.deeds().note(ended.since(from_us));
+        Ok(())
+    }
+
+    /// The same for each service of a GPU machine: an outage that nothing but its reboot ends.
+    ///
+    /// # Errors
+    /// As [`Topology::end_service`].
+    pub async fn end_services(&self, machine: &MachineName) -> Result<(), FaultError> {
+        for service in self.expected_services() {
+            if service.role() == Role::Gpu {
+                self.end_service(service.on(machine)).await?;
+            }
+        }
         Ok(())
     }
 
