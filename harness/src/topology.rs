@@ -18,7 +18,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
 
 pub use bare::Bare;
-pub(crate) use boot::{Claim, Plan, power_on};
+pub(crate) use boot::{Claim, Plan, power_on, until_booted};
 pub use builder::{Builder, idle_time};
 pub use error::TopologyError;
 pub use health::{HEALTH_PATIENCE, ServiceHealth};

@@ -48,9 +48,9 @@ impl Conduct {
         self
     }
 
-    /// A first boot begins this real time after the droplet is `active`. At once, unless given: a machine that
-    /// registers before platform-api has looked at its droplet again (each 5 s of its time) sees its stage
-    /// overwritten by `waiting_agent`.
+    /// A first boot begins this real time after the machine has come up, which it has some time after its droplet is
+    /// `active`. At once, unless given: a machine that registers before platform-api has looked at its droplet again
+    /// (each 5 s of its time) sees its stage overwritten by `waiting_agent`.
     #[must_use]
     pub fn first_boot_begins_after(mut self, time: Duration) -> Self {
         self.first_boot = time;

@@ -184,12 +184,9 @@ impl Work {
             public,
             private,
         };
+        // As with the real cloud, which knows when a droplet runs, and not what its system is at.
         self.tell(active).await?;
-        let Some(user_data) = user_data else {
-            return Ok(());
-        };
-        tokio::time::sleep(self.conduct.first_boot).await;
-        let booted = first_boot::run(machine, &self.vps, &user_data, &self.conduct).await;
+        let booted = self.first_boot(droplet, machine, user_data).await;
         if booted.is_err() && self.rack.machine_of(droplet).is_err() {
             // It was removed meanwhile.
             return Ok(());
@@ -198,6 +195,20 @@ impl Work {
             self.deeds.note(Deed::ended(boot));
         }
         booted
+    }
+
+    async fn first_boot(
+        &self,
+        droplet: u64,
+        machine: &RunningMachine,
+        user_data: Option<String>,
+    ) -> Result<(), CloudError> {
+        self.rack.until_booted(droplet).await?;
+        let Some(user_data) = user_data else {
+            return Ok(());
+        };
+        tokio::time::sleep(self.conduct.first_boot).await;
+        first_boot::run(machine, &self.vps, &user_data, &self.conduct).await
     }
 
     async fn destroy(&self, droplet: u64) -> Result<(), CloudError> {

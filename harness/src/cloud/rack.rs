@@ -76,12 +76,19 @@ impl Rack {
         Ok(machine)
     }
 
-    /// Boots a machine that is this droplet, on volumes of its own. Its services wait for somebody to start them,
-    /// as on a machine that has just been installed.
+    /// Makes a machine that is this droplet, on volumes of its own. It boots when this returns.
     pub(super) async fn make(&self, droplet: u64) -> Result<&RunningMachine, CloudError> {
         let machine = self.take(droplet)?;
+        topology::power_on(&self.engine, &self.setting, &self.settings, machine.name()).await?;
+        Ok(machine)
+    }
+
+    /// Waits until a machine that was made has booted. Its services wait for somebody to start them, as on a machine
+    /// that has just been installed.
+    pub(super) async fn until_booted(&self, droplet: u64) -> Result<(), CloudError> {
+        let machine = self.machine_of(droplet)?;
         let name = machine.name();
-        topology::power_on(&self.engine, &self.setting, &self.settings, name, |_| {}).await?;
+        topology::until_booted(&self.engine, &self.setting, name, |_| {}).await?;
         machine.read_ports().await?;
         if machine.is_light() {
             let rest = Request::Rest { resting: true };
@@ -94,9 +101,13 @@ impl Rack {
                     .await?;
             }
         }
-        machine.set_racked(false);
-        self.taken().busy.remove(name);
-        Ok(machine)
+        let mut taken = self.taken();
+        // Else it is being removed.
+        if taken.droplets.get(&droplet) == Some(name) {
+            machine.set_racked(false);
+            taken.busy.remove(name);
+        }
+        Ok(())
     }
 
     /// Removes the machine that is a droplet, volumes and all, and reads back that it is gone. Its place is free
@@ -104,8 +115,12 @@ impl Rack {
     pub(super) async fn remove(&self, droplet: u64) -> Result<(), CloudError> {
         let machine = self.machine_of(droplet)?;
         let name = machine.name().clone();
-        self.taken().busy.insert(name.clone());
-        machine.set_racked(true);
+        {
+            let mut taken = self.taken();
+            taken.droplets.remove(&droplet);
+            taken.busy.insert(name.clone());
+            machine.set_racked(true);
+        }
         let container = machine.container();
         if self.engine.container(container).await?.is_some() {
             self.engine.remove_container(container).await?;
@@ -131,9 +146,7 @@ impl Rack {
             // Other commands know a place by its directory.
             dirs::make_private(machine.control_directory()).map_err(TopologyError::from)?;
         }
-        let mut taken = self.taken();
-        taken.droplets.remove(&droplet);
-        taken.busy.remove(&name);
+        self.taken().busy.remove(&name);
         Ok(())
     }
 

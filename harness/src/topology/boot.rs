@@ -234,13 +234,12 @@ fn new_id() -> String {
     format!("{:06x}", rand::rng().random_range(0..1 << 24))
 }
 
-/// Makes a machine's container, on new volumes, and waits until its engine answers.
+/// Makes a machine's container, on new volumes, and starts it: the machine boots when this returns.
 pub(crate) async fn power_on(
     engine: &Engine,
     setting: &Setting,
     settings: &StackSettings,
     name: &MachineName,
-    on_phase: impl Fn(&Phase),
 ) -> Result<(), TopologyError> {
     let control_directory = setting.control_directory(name);
     dirs::make_private(&control_directory)?;
@@ -256,10 +255,20 @@ pub(crate) async fn power_on(
     let spec = setting.machine(name);
     let place = (&*setting.network(), setting.addresses[name]);
     engine.start(&spec, Some(place)).await?;
-    let mut control = Control::connect(name.as_str(), &control_directory).await?;
+    Ok(())
+}
+
+/// Waits until the engine of a machine that was powered on answers.
+pub(crate) async fn until_booted(
+    engine: &Engine,
+    setting: &Setting,
+    name: &MachineName,
+    on_phase: impl Fn(&Phase),
+) -> Result<(), TopologyError> {
+    let mut control = Control::connect(name.as_str(), &setting.control_directory(name)).await?;
     let ready = control.until_ready(|status| on_phase(&status.phase)).await;
     if let Err(source) = ready {
-        let log = engine.log_tail(&spec.name, SHOWN).await;
+        let log = engine.log_tail(&setting.name(name.as_str()), SHOWN).await;
         let log = log.unwrap_or_else(|error| error.to_string());
         return Err(TopologyError::Machine { source, log });
     }
@@ -396,7 +405,8 @@ impl Booting {
             clock::write(&control_directory, self.rate)
                 .map_err(TopologyError::io("set the clock in", &control_directory))?;
         }
-        power_on(&self.engine, &self.setting, &self.settings, &name, |phase| {
+        power_on(&self.engine, &self.setting, &self.settings, &name).await?;
+        until_booted(&self.engine, &self.setting, &name, |phase| {
             task.detail(&format!("{name}: {phase}"));
         })
         .await?;
