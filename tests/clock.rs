@@ -73,6 +73,7 @@ async fn a_clock_that_jumps_over_ten_minutes_ends_the_reboots_ten_minutes() -> R
     let _jumped = topology.clock().jump(minutes(11)).await?;
     // The contract's ten minutes are by the wall clock, which says that they are over.
     watch.until(status(Failed)).within(polls(3)).await?;
+    watch.until_notified("gpu_node_failed").await?;
 
     let history = watch.history().await?;
     assert_eq!(

@@ -93,6 +93,8 @@ async fn finding_1_shows_after_a_power_cut_of_the_vps_machine_as_well(
 
     let cut = topology.link(VPS, GPU).reset().await?;
     watch.until(status(Degraded)).within(polls(3)).await?;
+    // Told of, too: that comes after the row.
+    watch.until_notified("gpu_node_degraded").await?;
     // The packet rules were in the machine's memory, and are gone with it.
     topology.power_cut(&VPS).await?;
     cut.heal().await?;

@@ -296,6 +296,7 @@ async fn a_reboot_that_does_not_help_is_a_failure_after_ten_minutes_and_not_befo
     let _cut = topology.link(VPS, GPU).reset().await?;
     watch.until(status(Degraded)).within(polls(3)).await?;
     watch.until(status(Failed)).within(minutes(12)).await?;
+    watch.until_notified("gpu_node_failed").await?;
 
     let history = watch.history().await?;
     let took = time_to_failure(&history, node.as_str(), topology.rate()).unwrap_or_default();
