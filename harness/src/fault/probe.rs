@@ -98,6 +98,8 @@ pub(super) struct Question {
 pub(super) struct Flow {
     question: Question,
     control: Control,
+    /// In whose network it was opened; none is the machine's own.
+    process: Option<i64>,
 }
 
 impl Question {
@@ -115,10 +117,7 @@ impl Question {
     pub(super) async fn open(&self) -> Result<(Flow, Probe), FaultError> {
         let mut control = Control::connect(&self.machine.0, &self.machine.1).await?;
         // Looked up each time: a restart gives it another.
-        let process = match &self.container {
-            Some((engine, name)) => engine.container(name).await?.and_then(|state| state.pid),
-            None => None,
-        };
+        let process = self.process().await?;
         let (to, talk) = self.understood().ok_or_else(|| FaultError::BadUrl {
             url: self.url.clone(),
         })?;
@@ -131,7 +130,20 @@ impl Question {
         };
         let probe = self.probe(&mut control, &request, Connection::New).await?;
         let question = self.clone();
-        Ok((Flow { question, control }, probe))
+        let flow = Flow {
+            question,
+            control,
+            process,
+        };
+        Ok((flow, probe))
+    }
+
+    /// The container's first process; none where it has none, or none is asked from.
+    async fn process(&self) -> Result<Option<i64>, FaultError> {
+        match &self.container {
+            Some((engine, name)) => Ok(engine.container(name).await?.and_then(|state| state.pid)),
+            None => Ok(None),
+        }
     }
 
     fn understood(&self) -> Option<(SocketAddrV4, Talk)> {
@@ -184,6 +196,11 @@ impl Question {
 }
 
 impl Flow {
+    /// Whether the container that it was opened from has ended since, and its network with it.
+    pub(super) async fn is_orphaned(&self) -> Result<bool, FaultError> {
+        Ok(self.question.process().await? != self.process)
+    }
+
     /// Sends a further request on the open connection.
     pub(super) async fn ask(&mut self, patience: Duration) -> Result<Probe, FaultError> {
         let request = Request::AskAgain {

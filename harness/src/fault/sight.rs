@@ -192,7 +192,10 @@ impl After {
         };
         // The other end closes a connection that is quiet for seconds, and may have done so unheard.
         let told = matches!(flowing.outcome, Outcome::NoAnswer | Outcome::OtherStatus);
-        Ok(told.then_some(flowing))
+        if !told || spare.is_orphaned().await? {
+            return Ok(None);
+        }
+        Ok(Some(flowing))
     }
 }
 
