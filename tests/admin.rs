@@ -4,6 +4,8 @@ use anyhow::Result;
 use pretty_assertions::assert_eq;
 use reqwest::Method;
 use serde_json::{Value, json};
+use wopr_harness::clock::Rate;
+use wopr_harness::history::{Event, What};
 use wopr_harness::machine::Role;
 use wopr_harness::seed::{self, NodeSpec};
 use wopr_harness::testing::topology;
@@ -68,6 +70,37 @@ async fn every_admin_route_wants_the_admins_bearer() -> Result<()> {
         }
     }
     assert_eq!(deviations, Vec::<String>::new());
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_the_id_of_an_ssh_key_no_node_is_made_or_deleted_and_the_answer_names_it() -> Result<()> {
+    let builder = Topology::builder().rate(Rate::from_environment()?);
+    let topology = builder.with(Role::Vps, "DO_SSH_KEY_ID", "").boot().await?;
+    let node = topology.seed_gpu_node_with_droplet("412345678").await?;
+    let token = topology.settings().value(Role::Vps, "FLEET_API_TOKEN_ADMIN")?;
+    let (one, name) = (format!("{ADMIN}/{node}"), json!({ "name": "gpu-extra" }));
+    for (method, path, body) in [
+        (Method::POST, ADMIN, Some(&name)),
+        (Method::DELETE, one.as_str(), None),
+    ] {
+        let (status, answer) = send(&topology, &method, path, Some(token), body).await?;
+        assert_eq!(status, 500, "{method} {path}: {answer}");
+        assert!(
+            answer.to_string().contains("DO_SSH_KEY_ID"),
+            "{method} {path}: {answer}"
+        );
+    }
+
+    assert_eq!(topology.droplets().await?, []);
+    let (status, answer) = send(&topology, &Method::GET, &one, Some(token), None).await?;
+    assert_eq!(status, 200, "it is still there: {answer}");
+    let history = topology.conclude().await?;
+    let calls = |event: &Event| matches!(&event.what, What::Cloud(record) if record.method != "GET");
+    assert!(
+        !history.events.iter().any(calls),
+        "the cloud was asked for nothing\n{history}"
+    );
     Ok(())
 }
 

@@ -303,6 +303,7 @@ async fn a_reboot_that_does_not_help_fails_the_node_after_ten_minutes(
     topology.end_services(&GPU).await?;
     watch.until(status(Degraded)).within(polls(4)).await?;
     watch.until(status(Failed)).within(minutes(12)).await?;
+    // The row says so before it is told.
     watch.until_notified("gpu_node_failed").await?;
     let history = watch.history().await?;
     assert_eq!(

@@ -2,14 +2,18 @@
 //! shows it gone on the reference platform-api with the mended behaviour. A platform-api image that was
 //! chosen is taken as it is: only the first of the two is run on it.
 
+#[path = "common/rounds.rs"]
+mod rounds;
+
 use anyhow::Result;
 use pretty_assertions::assert_eq;
+use rounds::{seed_while_stopped, start};
 use rstest::rstest;
 use wopr_harness::clock::{Rate, polls};
 use wopr_harness::history::Status::{Active, Degraded, Failed};
 use wopr_harness::machine::Role;
 use wopr_harness::profile::Profile;
-use wopr_harness::seed::{self, NodeId, NodeSpec};
+use wopr_harness::seed::{self, NodeSpec};
 use wopr_harness::topology::{Builder, TopologyError};
 use wopr_harness::watch::{all_down, all_ok, status};
 use wopr_harness::{GPU, Service, Topology, VPS};
@@ -256,23 +260,16 @@ async fn finding_3_polls_of_eight_black_holed_nodes_overlap(
     let Some(topology) = topology(behaviour).await? else {
         return Ok(());
     };
+    // The first poll begins with all eight; eight times five seconds are more than thirty.
+    let (nodes, stopped) = seed_while_stopped(&topology, 8).await?;
     let _hole = topology.link(VPS, GPU).drop_packets().await?;
-    let mut watches = Vec::new();
-    for number in 1..=8 {
-        let node: NodeId = format!("silent-{number}").parse()?;
-        seed::write(&topology, &NodeSpec::at(node.clone(), topology.address(&GPU))).await?;
-        watches.push(topology.watch(&node).await?);
-    }
-    // The first poll after this begins with all eight; eight times five seconds are more than thirty.
-    topology.restart(Service::PlatformApi).await?;
-    for watch in &mut watches {
-        watch.polls(2).await?;
-    }
+    start(&topology, stopped).await?;
+    topology.watch_nodes(nodes.clone()).await?.polls(2).await?;
 
     let history = topology.history().await?;
     let nth = |place: usize| {
-        let nodes = (1..=8).map(|number| format!("silent-{number}"));
-        let times = nodes.filter_map(|node| Some(history.polls(&node).get(place)?.0));
+        let polls = nodes.iter().map(|node| history.polls(node.as_str()));
+        let times = polls.filter_map(|polls| Some(polls.get(place)?.0));
         times.collect::<Vec<_>>()
     };
     let (firsts, seconds) = (nth(0), nth(1));

@@ -8,7 +8,10 @@ use pretty_assertions::assert_eq;
 use rstest::rstest;
 use tokio::task::JoinHandle;
 use wopr_harness::fault::{Stream, Toxic};
+use wopr_harness::history::Health;
+use wopr_harness::history::Status::Active;
 use wopr_harness::testing::topology;
+use wopr_harness::watch::services;
 use wopr_harness::{GPU, Service, Topology, VPS};
 
 /// A request over a broken link ends by curl's own limits, or by this.
@@ -17,6 +20,13 @@ const LLAMA: u16 = 8080;
 const SPEECH: u16 = 8081;
 const WHISPER: u16 = 8082;
 const EMBEDDINGS: u16 = 8083;
+/// What a poll finds of an engine that is out of reach.
+const LLAMA_ALONE_DOWN: [(&str, Health); 4] = [
+    ("llama", Health::Down),
+    ("chatterbox", Health::Ok),
+    ("whisper", Health::Ok),
+    ("qwen", Health::Ok),
+];
 /// The end of a stream that is whole.
 const DONE: &str = "data: [DONE]";
 /// Where the VPS machine has a recording to send.
@@ -179,10 +189,16 @@ async fn a_stream_whose_server_is_killed_is_an_error_and_works_after_its_return(
         broken.is_an_error() && [18, 56].contains(&broken.code),
         "{broken:?}"
     );
+    // What its client was told, the watchdog finds as well.
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+    watch.found(services(LLAMA_ALONE_DOWN)).await?;
     killed.heal().await?;
     topology.until_healthy(&[Service::LlamaCpp]).await?;
     let next = curl(&topology, &streaming(&topology, 16)).await?;
     assert!(next.code == 0 && next.body.contains(DONE), "{next:?}");
+    let history = watch.conclude().await?;
+    assert_eq!(history.statuses(node.as_str()), [Active], "\n{history}");
     Ok(())
 }
 
@@ -309,7 +325,12 @@ async fn a_black_hole_for_one_engine_leaves_the_other_three_alone() -> Result<()
     assert!(record(&topology).await? > 1000);
     let lost = curl(&topology, &format!("--max-time 1 {}", streaming(&topology, 4))).await?;
     assert_eq!(lost.code, 28, "{lost:?}");
+    let node = topology.seed_gpu_node().await?;
+    let mut watch = topology.watch(&node).await?;
+    watch.found(services(LLAMA_ALONE_DOWN)).await?;
     hole.heal().await?;
+    let history = watch.conclude().await?;
+    assert_eq!(history.statuses(node.as_str()), [Active], "\n{history}");
     Ok(())
 }
 

@@ -1,17 +1,20 @@
 //! A node's registration: every status code and the order of its checks, over the real way and over one
 //! that breaks.
 
+#[path = "common/registering.rs"]
+mod registering;
+
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use pretty_assertions::assert_eq;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE};
+use registering::{ROUTE, Registration, right_head, secret, send_raw};
 use rstest::rstest;
 use serde_json::{Value, json};
 use wopr_harness::fault::{Stream, Toxic};
 use wopr_harness::history::Status;
 use wopr_harness::machine::Role;
-use wopr_harness::seed::{self, NodeSpec};
+use wopr_harness::seed::{self, NodeId, NodeSpec};
 use wopr_harness::testing::topology;
 use wopr_harness::watch::{self, Condition};
 use wopr_harness::{GPU, Service, Topology, VPS, clock::polls};
@@ -24,44 +27,6 @@ const STAGES: [&str; 6] = [
     "registering",
     "done",
 ];
-
-/// A registration, as a node's cloud-init sends it unless it is changed.
-struct Registration<'a> {
-    topology: &'a Topology,
-    path: &'a str,
-    authorization: Option<String>,
-    content_type: &'a str,
-    body: Vec<u8>,
-}
-
-impl<'a> Registration<'a> {
-    fn of(topology: &'a Topology, node: &str) -> Result<Self> {
-        let secret = topology.settings().value(Role::Vps, "GPU_NODE_SECRET")?;
-        Ok(Self {
-            topology,
-            path: "/internal/gpu/register?stage=registering",
-            authorization: Some(format!("Bearer {secret}")),
-            content_type: "application/json",
-            body: json!({ "nodeId": node }).to_string().into_bytes(),
-        })
-    }
-
-    async fn send(self) -> Result<(u16, Value)> {
-        let mut request = reqwest::Client::new()
-            .post(self.topology.url(3100, self.path))
-            .header(CONTENT_TYPE, self.content_type)
-            .body(self.body);
-        if let Some(value) = self.authorization {
-            request = request.header(AUTHORIZATION, value);
-        }
-        let answer = request.send().await?;
-        let status = answer.status().as_u16();
-        Ok((
-            status,
-            serde_json::from_str(&answer.text().await?).unwrap_or(Value::Null),
-        ))
-    }
-}
 
 fn unauthorised() -> (u16, Value) {
     (401, json!({ "success": false, "error": "Unauthorized" }))
@@ -244,35 +209,10 @@ async fn a_path_or_stage_that_is_not_to_the_letter_is_refused(
 ) -> Result<()> {
     let topology = topology().await;
     let node = topology.seed_gpu_node().await?;
-    let at = topology.url(3100, "").trim_start_matches("http://").to_owned();
-    let secret = topology.settings().value(Role::Vps, "GPU_NODE_SECRET")?;
     let body = json!({ "nodeId": node.as_str() }).to_string();
-    // As bytes: a client library would tidy the path up.
-    let request = format!(
-        "POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {secret}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    assert_eq!(send_raw(&at, request.as_bytes()).await?, status);
+    let request = right_head(&topology, path, body.len())? + &body;
+    assert_eq!(send_raw(&topology, request.as_bytes()).await?, Some(status));
     Ok(())
-}
-
-/// Status of the answer to these bytes.
-async fn send_raw(at: &str, request: &[u8]) -> Result<u16> {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut stream = tokio::net::TcpStream::connect(at).await?;
-    stream.write_all(request).await?;
-    let mut answer = Vec::new();
-    tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await??;
-    let line = String::from_utf8_lossy(&answer)
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .to_owned();
-    line.split(' ')
-        .nth(1)
-        .context("no status line")?
-        .parse()
-        .with_context(|| line.clone())
 }
 
 #[tokio::test]
@@ -327,42 +267,52 @@ async fn many_registrations_at_once_are_all_taken() -> Result<()> {
 /// Exit codes of curl.
 const REFUSED: i32 = 7;
 const TIMED_OUT: i32 = 28;
+/// The connection broke while something was sent, or received.
+const BROKEN: [i32; 2] = [55, 56];
 
 fn taken() -> (i32, String) {
     (0, "200".to_owned())
 }
 
+/// How long a client waits for an answer. Real time.
+const PATIENT: Duration = Duration::from_secs(20);
+/// The same where none can come.
+const BRIEF: Duration = Duration::from_secs(2);
+
 /// Registers from the GPU machine itself, over the link; returns curl's exit code and the status.
-async fn register_over_the_link(topology: &Topology, node: &str) -> Result<(i32, String)> {
-    let secret = topology.settings().value(Role::Vps, "GPU_NODE_SECRET")?;
-    let url = format!(
-        "http://{}:3100/internal/gpu/register?stage=done",
-        topology.address(&VPS)
+async fn register_over_the_link(
+    topology: &Topology,
+    node: &str,
+    patience: Duration,
+) -> Result<(i32, String)> {
+    let body = json!({ "nodeId": node }).to_string();
+    let more = format!("--max-time {}", patience.as_secs());
+    curl_of(topology, &body, &more)?.await
+}
+
+/// The same with more arguments, in the shell's words, and a body that has no quotes of the shell's.
+fn curl_of(
+    topology: &Topology,
+    body: &str,
+    more: &str,
+) -> Result<impl Future<Output = Result<(i32, String)>> + Send + 'static> {
+    let url = format!("http://{}:3100{ROUTE}?stage=done", topology.address(&VPS));
+    let script = format!(
+        "curl --silent {more} --output /dev/null --write-out '%{{http_code}}' --header 'Authorization: Bearer {}' --data '{body}' {url}",
+        secret(topology)?
     );
-    let (bearer, body) = (
-        format!("Authorization: Bearer {secret}"),
-        json!({ "nodeId": node }).to_string(),
-    );
-    let argv = [
-        "curl",
-        "--silent",
-        "--max-time",
-        "2",
-        "--output",
-        "/dev/null",
-        "--write-out",
-        "%{http_code}",
-        "--header",
-        &bearer,
-        "--data",
-        &body,
-        &url,
-    ];
-    Ok(topology
-        .control(&GPU)
-        .await?
-        .run_any(&argv, Duration::from_secs(10))
-        .await?)
+    let machine = topology.machine(&GPU).clone();
+    Ok(async move {
+        let mut control = machine.control().await?;
+        Ok(control.run_any(&["sh", "-c", &script], PATIENT * 2).await?)
+    })
+}
+
+/// Seeds a node that has yet to register.
+async fn seed_fresh(topology: &Topology) -> Result<NodeId> {
+    let spec = NodeSpec::at("fresh".parse()?, topology.address(&GPU)).status("provisioning");
+    seed::write(topology, &spec).await?;
+    Ok(spec.id)
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -382,9 +332,8 @@ async fn a_registration_over_a_cut_link_changes_nothing_and_its_retry_is_taken(
     #[case] ended: i32,
 ) -> Result<()> {
     let topology = topology().await;
-    let spec = NodeSpec::at("fresh".parse()?, topology.address(&GPU)).status("provisioning");
-    seed::write(&topology, &spec).await?;
-    let mut watch = topology.watch(&spec.id).await?;
+    let node = seed_fresh(&topology).await?;
+    let mut watch = topology.watch(&node).await?;
 
     let link = topology.link(GPU, VPS);
     let cut = match cut {
@@ -392,23 +341,35 @@ async fn a_registration_over_a_cut_link_changes_nothing_and_its_retry_is_taken(
         Cut::Reset => link.port(3100).reset().await?,
         Cut::Partition => link.partition().await?,
     };
-    let (code, _) = register_over_the_link(&topology, "fresh").await?;
+    let (code, _) = register_over_the_link(&topology, "fresh", BRIEF).await?;
     assert_eq!(code, ended, "curl's exit code");
     let history = watch.history().await?;
     assert_eq!(history.rows("fresh").count(), 0, "{history}");
     cut.heal().await?;
-    assert_eq!(register_over_the_link(&topology, "fresh").await?, taken());
+    assert_eq!(
+        register_over_the_link(&topology, "fresh", PATIENT).await?,
+        taken()
+    );
     watch
         .until(watch::status(Status::Active))
         .within(polls(1))
         .await?;
+    watch.conclude().await?;
     Ok(())
 }
 
+/// A toxic that lets nothing through, and closes the connection at once when there is something.
+const NOTHING: Toxic = Toxic::LimitData { bytes: 0 };
+/// Some of a body, and all of any head.
+const PART: u32 = 4000;
+
 #[rstest]
-#[case::whose_answer_is_lost(Toxic::Timeout { timeout: Duration::ZERO }, Stream::Downstream, true)]
+#[case::whose_answer_is_lost(NOTHING, Stream::Downstream, true)]
+#[case::whose_answer_never_comes(Toxic::Timeout { timeout: Duration::ZERO }, Stream::Downstream, true)]
 #[case::that_is_swallowed(Toxic::Timeout { timeout: Duration::ZERO }, Stream::Upstream, false)]
+#[case::that_is_reset(Toxic::ResetPeer { timeout: Duration::ZERO }, Stream::Upstream, false)]
 #[case::that_is_cut_short(Toxic::LimitData { bytes: 100 }, Stream::Upstream, false)]
+#[case::that_is_cut_in_its_body(Toxic::LimitData { bytes: PART }, Stream::Upstream, false)]
 #[tokio::test]
 async fn a_registration_without_an_answer_is_taken_again(
     #[case] toxic: Toxic,
@@ -416,22 +377,100 @@ async fn a_registration_without_an_answer_is_taken_again(
     #[case] written: bool,
 ) -> Result<()> {
     let topology = topology().await;
-    let spec = NodeSpec::at("fresh".parse()?, topology.address(&GPU)).status("provisioning");
-    seed::write(&topology, &spec).await?;
-    let mut watch = topology.watch(&spec.id).await?;
+    let node = seed_fresh(&topology).await?;
+    let mut watch = topology.watch(&node).await?;
 
     let fault = topology.link(GPU, VPS).port(3100).toxic(toxic, stream).await?;
-    let (code, _) = register_over_the_link(&topology, "fresh").await?;
-    assert_ne!(code, 0, "no answer came\n{}", fault.receipt());
-    let history = watch.history().await?;
-    let done = history
-        .rows("fresh")
-        .any(|(_, row)| row.provision_stage == "done");
-    assert_eq!(done, written, "\n{history}");
+    let padding = "a".repeat(2 * PART as usize);
+    let body = json!({ "nodeId": node.as_str(), "padding": padding }).to_string();
+    // Where the connection is not closed the client's patience ends it. The row, and not that, says what was taken.
+    let patience = match toxic {
+        Toxic::Timeout { .. } if written => 2 * BRIEF,
+        Toxic::Timeout { .. } => BRIEF,
+        _ => PATIENT,
+    };
+    let more = format!("--max-time {}", patience.as_secs());
+    let (code, status) = curl_of(&topology, &body, &more)?.await?;
+    assert_ne!(
+        (code, status.as_str()),
+        (0, "200"),
+        "no answer came\n{}",
+        fault.receipt()
+    );
+    let registered = || watch::status(Status::Active);
+    if written {
+        watch.until(registered()).within(polls(3)).await?;
+    } else {
+        let history = watch.history().await?;
+        assert_eq!(history.rows("fresh").count(), 0, "\n{history}");
+    }
     fault.heal().await?;
-    assert_eq!(register_over_the_link(&topology, "fresh").await?, taken());
-    let done = Condition::new("stage done", |row| row.provision_stage == "done");
-    watch.until(done).within(polls(1)).await?;
+    assert_eq!(
+        register_over_the_link(&topology, "fresh", PATIENT).await?,
+        taken()
+    );
+    watch.until(registered()).within(polls(1)).await?;
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[rstest]
+#[case::late_both_ways(Toxic::Latency { latency: Duration::from_millis(400), jitter: Duration::from_millis(100) })]
+#[case::narrow(Toxic::Bandwidth { rate: 10 })]
+#[case::in_pieces(Toxic::Slicer { average_size: 100, size_variation: 50, delay: Duration::from_millis(5) })]
+#[tokio::test]
+async fn a_registration_over_a_slow_link_is_taken(#[case] toxic: Toxic) -> Result<()> {
+    let topology = topology().await;
+    let node = seed_fresh(&topology).await?;
+    let mut watch = topology.watch(&node).await?;
+
+    let link = topology.link(GPU, VPS).port(3100);
+    let _there = link.toxic(toxic, Stream::Upstream).await?;
+    let _back = link.toxic(toxic, Stream::Downstream).await?;
+    let padding = "a".repeat(2 * PART as usize);
+    let body = json!({ "nodeId": node.as_str(), "padding": padding }).to_string();
+    let more = format!("--max-time {}", PATIENT.as_secs());
+    assert_eq!(curl_of(&topology, &body, &more)?.await?, taken());
+    watch
+        .until(watch::status(Status::Active))
+        .within(polls(1))
+        .await?;
+    watch.conclude().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_registration_that_is_reset_in_the_middle_of_its_body_is_not_taken_and_its_retry_is() -> Result<()>
+{
+    let topology = topology().await;
+    let node = seed_fresh(&topology).await?;
+    let mut watch = topology.watch(&node).await?;
+
+    // Ten seconds of sending, of which it gets one or so.
+    let padding = "a".repeat(100_000);
+    let body = json!({ "nodeId": node.as_str(), "padding": padding }).to_string();
+    let sending = tokio::spawn(curl_of(&topology, &body, "--max-time 20 --limit-rate 10k")?);
+    let script = format!(
+        "for _ in $(seq 1000); do ss --no-header state established dst {}:3100 | grep -q . && exit; sleep 0.01; done; exit 1",
+        topology.address(&VPS)
+    );
+    let mut control = topology.control(&GPU).await?;
+    control.run(&["sh", "-c", &script], PATIENT).await?;
+    let cut = topology.link(GPU, VPS).port(3100).reset().await?;
+    let (code, _) = sending.await??;
+    assert!(BROKEN.contains(&code), "curl's exit code is {code}");
+    let history = watch.history().await?;
+    assert_eq!(history.rows("fresh").count(), 0, "\n{history}");
+    cut.heal().await?;
+    assert_eq!(
+        register_over_the_link(&topology, "fresh", PATIENT).await?,
+        taken()
+    );
+    watch
+        .until(watch::status(Status::Active))
+        .within(polls(1))
+        .await?;
+    watch.conclude().await?;
     Ok(())
 }
 
@@ -466,13 +505,14 @@ async fn a_registration_while_the_database_is_stopped_fails_and_its_retry_is_tak
     let topology = topology().await;
     let node = topology.seed_gpu_node().await?;
     let stopped = topology.stop_service(Service::Postgres).await?;
-    let (_, status) = register_over_the_link(&topology, node.as_str()).await?;
+    let (_, status) = register_over_the_link(&topology, node.as_str(), BRIEF).await?;
     assert_ne!(status, "200", "nobody could have written it down");
     stopped.heal().await?;
     topology.until_healthy(&[Service::Postgres]).await?;
     assert_eq!(
-        register_over_the_link(&topology, node.as_str()).await?,
-        (0, "200".to_owned())
+        register_over_the_link(&topology, node.as_str(), PATIENT).await?,
+        taken()
     );
+    topology.conclude().await?;
     Ok(())
 }

@@ -76,6 +76,25 @@ impl<'a> FleetWatch<'a> {
         }
     }
 
+    /// Waits for the next poll of any of the nodes that is written after this call.
+    ///
+    /// # Errors
+    /// [`WatchError::TimedOut`] when none comes in two intervals.
+    pub async fn next_poll(&mut self) -> Result<NodeRow, WatchError> {
+        let (from_us, wait) = (now_us(), self.wait(polls(2)));
+        loop {
+            let Some((at_us, before, row)) = self.next_row(&wait).await? else {
+                let missing: Vec<_> = self.nodes.iter().map(NodeId::to_string).collect();
+                return Err(self
+                    .timed_out(&missing, "a poll of any node".to_owned(), wait)
+                    .await);
+            };
+            if at_us >= from_us && row.is_poll_after(before.as_ref()) {
+                return Ok(row);
+            }
+        }
+    }
+
     /// Waits until each node has been polled that often from now on.
     ///
     /// # Errors
@@ -85,7 +104,7 @@ impl<'a> FleetWatch<'a> {
             self.nodes.iter().map(|node| (node.to_string(), count)).collect();
         let wait = self.wait(polls(count * 2));
         while !left.is_empty() {
-            let Some((before, row)) = self.next_row(&wait).await? else {
+            let Some((_, before, row)) = self.next_row(&wait).await? else {
                 let missing: Vec<_> = left.keys().cloned().collect();
                 return Err(self
                     .timed_out(&missing, format!("{count} polls of each node"), wait)
@@ -137,13 +156,13 @@ impl<'a> FleetWatch<'a> {
         }
     }
 
-    /// The next version of any of the rows, after the one before it; `None` at the deadline.
-    async fn next_row(&mut self, wait: &Wait) -> Result<Option<(Option<NodeRow>, NodeRow)>, WatchError> {
+    /// The next version of any of the rows, when it was written, and the one before it; `None` at the deadline.
+    async fn next_row(&mut self, wait: &Wait) -> Result<Option<(i64, Option<NodeRow>, NodeRow)>, WatchError> {
         loop {
-            while let Some(Event { what, .. }) = self.events.written().await? {
+            while let Some(Event { what, at_us }) = self.events.written().await? {
                 if let What::Row(row) = what {
                     let before = self.last.insert(row.id.clone(), *row.clone());
-                    return Ok(Some((before, *row)));
+                    return Ok(Some((at_us, before, *row)));
                 }
             }
             match timeout_at(wait.deadline, self.events.until_told()).await {
@@ -188,7 +207,7 @@ impl UntilEach<'_, '_> {
         let mut missing: BTreeSet<String> = self.nodes.iter().map(NodeId::to_string).collect();
         let wait = self.watch.wait(limit);
         while !missing.is_empty() {
-            let Some((_, row)) = self.watch.next_row(&wait).await? else {
+            let Some((_, _, row)) = self.watch.next_row(&wait).await? else {
                 let missing: Vec<_> = missing.into_iter().collect();
                 let what = self.condition.what;
                 return Err(self.watch.timed_out(&missing, what, wait).await);
