@@ -137,6 +137,17 @@ async fn a_cut_of_one_service_that_its_restart_ended_does_not_pass_for_healed() 
 }
 
 #[tokio::test]
+async fn a_cut_between_machines_heals_where_the_service_that_it_was_seen_from_was_restarted() -> Result<()> {
+    let topology = topology().await;
+    for cut in [Cut::Partition, Cut::Cable] {
+        let cut = cut.apply(&topology.link(VPS, GPU)).await?;
+        topology.restart(Service::PlatformApi).await?;
+        cut.heal().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_link_that_leads_nowhere_is_refused() -> Result<()> {
     let topology = topology().await;
     let links = [

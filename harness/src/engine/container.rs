@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
 
-use bollard::models::{ChangeType, ContainerStateStatusEnum, FilesystemChange};
+use bollard::models::{ChangeType, ContainerInspectResponse, ContainerStateStatusEnum, FilesystemChange};
 use bollard::query_parameters::{
     InspectContainerOptions, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
     ListNetworksOptionsBuilder, ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder,
@@ -14,6 +14,7 @@ use futures_util::StreamExt as _;
 use sha2::{Digest as _, Sha256};
 
 use super::error::absent_is_fine;
+use super::layer::{Change, Layer};
 use super::{Engine, EngineError};
 
 /// What a container is doing.
@@ -51,21 +52,25 @@ impl ContainerState {
 }
 
 impl Engine {
-    /// What a container is and does, in a line; the same as long as nobody changes it.
-    ///
-    /// # Errors
-    /// [`EngineError::Call`].
-    pub(crate) async fn fingerprint(&self, name: &str) -> Result<String, EngineError> {
-        let action = format!("look at container {name}");
+    async fn inspect(&self, name: &str) -> Result<Option<ContainerInspectResponse>, EngineError> {
         let found = self
             .docker()
             .inspect_container(name, None::<InspectContainerOptions>)
             .await;
-        let found = match found {
-            Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => {
-                return Ok("gone".to_owned());
-            }
-            other => other.map_err(EngineError::call(action))?,
+        match found.map_err(EngineError::call(format!("look at container {name}"))) {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.status() == Some(404) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What a container is and does, in a line, the same as long as nobody changes it; and where its own files are.
+    ///
+    /// # Errors
+    /// [`EngineError::Call`].
+    pub(crate) async fn fingerprint(&self, name: &str) -> Result<(String, Option<Layer>), EngineError> {
+        let Some(found) = self.inspect(name).await? else {
+            return Ok(("gone".to_owned(), None));
         };
         let state = found.state.as_ref().and_then(|state| state.status);
         let id = found.id.unwrap_or_default();
@@ -73,15 +78,12 @@ impl Engine {
         let made = serde_json::json!([found.config, found.host_config]).to_string();
         let made = hex::encode(Sha256::digest(made));
         let state = state.map_or("unknown".to_owned(), |state| state.to_string());
-        Ok(format!("container {:.12} {state} {:.12}", id, made))
+        let line = format!("container {:.12} {state} {:.12}", id, made);
+        Ok((line, Layer::of(found.graph_driver)))
     }
 
-    /// Files and directories of a container's own layer that differ from its image: the path, and `new`, `gone` or
-    /// `changed`. What lies on volumes and mounts is not among them; of a container that is not there there are none.
-    ///
-    /// # Errors
-    /// [`EngineError::Call`].
-    pub(crate) async fn changed_files(&self, name: &str) -> Result<Vec<(String, &'static str)>, EngineError> {
+    /// What differs in a container from its image, as the engine compares them.
+    pub(super) async fn compared(&self, name: &str) -> Result<Vec<Change>, EngineError> {
         let changes = self.docker().container_changes(name).await;
         let changes = match changes.map_err(EngineError::call(format!("list what changed in {name}"))) {
             Err(error) if error.status() == Some(404) => None,
@@ -93,7 +95,10 @@ impl Engine {
                 ChangeType::_1 => "new",
                 ChangeType::_2 => "gone",
             };
-            (change.path, kind)
+            Change {
+                path: change.path,
+                kind: kind.to_owned(),
+            }
         };
         Ok(changes.unwrap_or_default().into_iter().map(named).collect())
     }
@@ -103,14 +108,8 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Call`].
     pub async fn container(&self, name: &str) -> Result<Option<ContainerState>, EngineError> {
-        let found = self
-            .docker()
-            .inspect_container(name, None::<InspectContainerOptions>)
-            .await;
-        let found = match found.map_err(EngineError::call(format!("look at {name}"))) {
-            Ok(found) => found,
-            Err(error) if error.status() == Some(404) => return Ok(None),
-            Err(error) => return Err(error),
+        let Some(found) = self.inspect(name).await? else {
+            return Ok(None);
         };
         let state = found.state.unwrap_or_default();
         let paused = state.status == Some(ContainerStateStatusEnum::PAUSED);
@@ -171,18 +170,8 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NoAddress`] when it has none: it does not run, or is on no network.
     pub async fn address(&self, name: &str) -> Result<Ipv4Addr, EngineError> {
-        let found = self
-            .docker()
-            .inspect_container(name, None::<InspectContainerOptions>)
-            .await;
-        let found = found.map_err(EngineError::call(format!("look at {name}")))?;
-        let networks = found
-            .network_settings
-            .and_then(|settings| settings.networks)
-            .unwrap_or_default();
-        let address = networks
-            .into_values()
-            .find_map(|network| network.ip_address?.parse().ok());
+        let found = self.container(name).await?;
+        let address = found.and_then(|state| state.address());
         address.ok_or_else(|| EngineError::NoAddress {
             container: name.to_owned(),
         })

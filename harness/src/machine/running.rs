@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{MachineName, Variant, engine_socket};
 use crate::control::{Control, ControlError};
-use crate::engine::{ContainerState, Engine, EngineError, Output};
+use crate::engine::{ContainerState, Engine, EngineError, Layer, Output};
 use crate::service::Service;
 
 /// A stop asks the inner engine to end its containers first.
@@ -193,7 +193,7 @@ impl RunningMachine {
     ///
     /// # Errors
     /// [`EngineError::Call`].
-    pub(crate) async fn fingerprint(&self) -> Result<String, EngineError> {
+    pub(crate) async fn fingerprint(&self) -> Result<(String, Option<Layer>), EngineError> {
         self.host.fingerprint(&self.container).await
     }
 

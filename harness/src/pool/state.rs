@@ -12,7 +12,9 @@ use wopr_machine::protocol::{Reply, Request};
 
 use super::database;
 use crate::control::ControlError;
+use crate::engine::{Change, Layer};
 use crate::machine::{RunningMachine, VPS};
+use crate::service::Service;
 use crate::topology::{Topology, TopologyError};
 
 /// A listing takes milliseconds.
@@ -65,13 +67,10 @@ impl State {
     /// Reads a topology.
     pub(crate) async fn read(topology: &Topology) -> Result<Self, TopologyError> {
         let machines = futures_util::future::try_join_all(topology.machines().map(of_machine));
-        let services = of_services(topology);
-        let (machines, services, database, recorder) = tokio::try_join!(
-            machines,
-            services,
-            database::read(topology),
-            of_recorder(topology)
-        )?;
+        let (machines, database, recorder) =
+            tokio::try_join!(machines, database::read(topology), of_recorder(topology))?;
+        // After the machines, where the program that lists files would be listed.
+        let services = of_services(topology).await?;
         let mut all: BTreeMap<_, _> = machines.into_iter().flatten().collect();
         all.insert("services".to_owned(), services);
         all.insert("database".to_owned(), database);
@@ -131,7 +130,7 @@ async fn of_machine(machine: &RunningMachine) -> Result<[(String, Vec<String>); 
         Reply::Faults { names } => names,
         _ => Vec::new(),
     };
-    let container = machine.fingerprint().await?;
+    let (container, layer) = machine.fingerprint().await?;
     // A machine that has moved is another to whoever knew its address; one off the network is none.
     let state = machine.state().await?;
     let place = |(network, address): (&String, &Option<Ipv4Addr>)| format!("on {network} at {address:?}");
@@ -142,9 +141,10 @@ async fn of_machine(machine: &RunningMachine) -> Result<[(String, Vec<String>); 
     let settings = std::fs::read(machine.control_directory().join(STACK_ENV)).unwrap_or_default();
     // By digest: there are secrets in it.
     let settings = format!("settings {}", &super::digest(&settings)[..12]);
-    let files = machine.host().changed_files(machine.container()).await?;
-    let files = files.into_iter().filter(|(path, _)| is_lasting(Path::new(path)));
-    let files = files.map(|(path, kind)| format!("file {path} {kind}"));
+    let changes = machine
+        .host()
+        .changes(machine.container(), layer.as_ref())
+        .await?;
     Ok([
         (
             machine.name().to_string(),
@@ -153,7 +153,7 @@ async fn of_machine(machine: &RunningMachine) -> Result<[(String, Vec<String>); 
                     .lines()
                     .map(str::to_owned)
                     .chain(places)
-                    .chain(files)
+                    .chain(lasting(changes))
                     .chain([container, settings]),
             ),
         ),
@@ -162,20 +162,48 @@ async fn of_machine(machine: &RunningMachine) -> Result<[(String, Vec<String>); 
 }
 
 async fn of_services(topology: &Topology) -> Result<Vec<String>, TopologyError> {
-    let services = topology.expected_services();
-    let states = services.iter().map(|service| async move {
-        let (engine, container) = (topology.machine_of(*service).engine(), service.container());
-        let (state, files) =
-            tokio::try_join!(engine.fingerprint(&container), engine.changed_files(&container))?;
-        let files = files.into_iter().filter(|(path, _)| is_lasting(Path::new(path)));
-        let files = files.map(|(path, kind)| format!("{service} file {path} {kind}"));
-        Ok::<_, TopologyError>(
-            std::iter::once(format!("{service} {state}"))
-                .chain(files)
-                .collect::<Vec<_>>(),
-        )
+    let machines = topology.machines().map(|machine| {
+        let services = topology.expected_services().into_iter();
+        let of_it = services.filter(|service| topology.machine_of(*service).name() == machine.name());
+        of_services_of(machine, of_it.collect())
     });
-    Ok(futures_util::future::try_join_all(states).await?.concat())
+    Ok(futures_util::future::try_join_all(machines).await?.concat())
+}
+
+async fn of_services_of(
+    machine: &RunningMachine,
+    services: Vec<Service>,
+) -> Result<Vec<String>, TopologyError> {
+    let looks = services.iter().map(|service| async move {
+        let container = service.container();
+        let (line, layer) = machine.engine().fingerprint(&container).await?;
+        Ok::<_, TopologyError>((*service, container, line, layer))
+    });
+    let looks = futures_util::future::try_join_all(looks).await?;
+    // All in one go, in the machine, where the files are.
+    let layers: Vec<&Layer> = looks.iter().filter_map(|(.., layer)| layer.as_ref()).collect();
+    let listing = Layer::listing(&layers);
+    let listing: Vec<&str> = listing.iter().map(String::as_str).collect();
+    let listed = machine.control().await?.run(&listing, LIMIT).await?;
+    let mut listed = Layer::listed(&listed).into_iter();
+    let mut lines = Vec::new();
+    for (service, container, line, layer) in looks {
+        let changes = match layer {
+            Some(_) => listed.next().unwrap_or_default(),
+            None => machine.engine().changes(&container, None).await?,
+        };
+        lines.push(format!("{service} {line}"));
+        lines.extend(lasting(changes).map(|change| format!("{service} {change}")));
+    }
+    Ok(lines)
+}
+
+/// A line for each change that tells of one of its container.
+fn lasting(changes: Vec<Change>) -> impl Iterator<Item = String> {
+    let lasting = changes
+        .into_iter()
+        .filter(|change| is_lasting(Path::new(&change.path)));
+    lasting.map(|Change { path, kind }| format!("file {path} {kind}"))
 }
 
 /// Whether a change of a file tells of a change of its container: it is neither in a volatile directory nor one on
