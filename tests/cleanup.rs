@@ -5,11 +5,16 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+use pretty_assertions::assert_eq;
 use rstest::rstest;
 use wopr_harness::dirs::Dirs;
-use wopr_harness::engine::{Engine, LABEL_TOPOLOGY};
-use wopr_harness::topology::{Owner, list};
+use wopr_harness::engine::{Engine, LABEL_OWNER, LABEL_TOPOLOGY};
+use wopr_harness::image::{self, ImageSet};
+use wopr_harness::profile::Profile;
+use wopr_harness::progress::Progress;
+use wopr_harness::settings::StackSettings;
+use wopr_harness::topology::{Owner, Sweep, list, sweep};
 use wopr_harness::{GPU, Service, Topology};
 
 /// A removal takes two seconds; this is for a busy host.
@@ -191,4 +196,87 @@ async fn a_topology_by_another_living_process_is_not_touched() -> Result<()> {
     victim.kill()?;
     victim.wait()?;
     until_gone(&id).await
+}
+
+/// Directories of a test's own, and an image to make containers of.
+async fn alone(run: &Path) -> Result<(Engine, Dirs, ImageSet)> {
+    let (engine, dirs) = (Engine::connect().await?, Dirs::find()?);
+    let settings = StackSettings::for_tests(&dirs)?;
+    let set = image::ensure(&engine, &dirs, &Profile::local(), &settings, &Progress::silent()).await?;
+    let dirs = Dirs {
+        run: run.to_owned(),
+        ..dirs
+    };
+    Ok((engine, dirs, set))
+}
+
+/// Makes a container by hand that looks into an image, as by a process whose directory this is.
+fn make_look(run: &Path, id: &str, image: &str) -> Result<()> {
+    let made = Command::new("docker")
+        .args(["create", "--name", &format!("wopr-{id}")])
+        .args(["--label", &format!("{LABEL_TOPOLOGY}={id}")])
+        .args(["--label", &format!("{LABEL_OWNER}={}", run.display())])
+        .args([image, "true"])
+        .output()?;
+    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    std::fs::create_dir(run.join(id))?;
+    std::fs::write(run.join(id).join("lease"), "")?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_looks_into_an_image_goes_when_its_owner_is_dead_and_not_before() -> Result<()> {
+    let run = tempfile::tempdir()?;
+    let (engine, dirs, set) = alone(run.path()).await?;
+    let [dead, alive] = ["dead", "alive"].map(|name| format!("look-{name}-{}", std::process::id()));
+    for id in [&dead, &alive] {
+        make_look(run.path(), id, &set.machine)?;
+    }
+    // The kernel lets go of what a dead owner held.
+    let held = std::fs::File::open(run.path().join(&alive).join("lease"))?;
+    held.lock()?;
+    let owned = format!("{LABEL_OWNER}={}", run.path().display());
+
+    let swept = sweep(&engine, &dirs, Sweep::Expired(Duration::from_secs(60))).await?;
+    assert_eq!(swept.gone, [dead]);
+    let left = engine.containers_with_label(&owned).await?;
+    assert_eq!(left, [format!("wopr-{alive}")]);
+
+    drop(held);
+    let swept = sweep(&engine, &dirs, Sweep::Free).await?;
+    assert_eq!(swept.gone, [alive]);
+    assert!(engine.containers_with_label(&owned).await?.is_empty());
+    assert_eq!(std::fs::read_dir(run.path())?.count(), 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_look_into_an_image_that_is_broken_off_is_swept() -> Result<()> {
+    let run = tempfile::tempdir()?;
+    let (engine, dirs, set) = alone(run.path()).await?;
+    let profile = Profile::local().with_image(Service::PlatformApi, &set.services[&Service::PlatformApi]);
+    let owned = format!("{LABEL_OWNER}={}", run.path().display());
+    image::check_clock(&engine, &dirs, &profile, &Progress::silent()).await?;
+    assert!(
+        engine.containers_with_label(&owned).await?.is_empty(),
+        "one that ends leaves nothing"
+    );
+    // A look takes a moment: which one breaks it off has to be tried.
+    for moment in (10..200).step_by(10) {
+        let progress = Progress::silent();
+        let look = image::check_clock(&engine, &dirs, &profile, &progress);
+        let _ = tokio::time::timeout(Duration::from_millis(moment), look).await;
+        // The engine makes what it was asked for, though nobody waits for it.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let made = engine.containers_with_label(&owned).await?;
+        if made.is_empty() {
+            continue;
+        }
+        let swept = sweep(&engine, &dirs, Sweep::Expired(Duration::from_secs(60))).await?;
+        let gone: Vec<_> = swept.gone.iter().map(|id| format!("wopr-{id}")).collect();
+        assert_eq!(gone, made);
+        assert!(engine.containers_with_label(&owned).await?.is_empty());
+        return Ok(());
+    }
+    bail!("no look was broken off in time")
 }

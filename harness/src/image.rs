@@ -8,6 +8,7 @@ mod fixtures;
 mod golden;
 mod inputs;
 mod loader;
+mod look;
 mod parcel;
 mod stock;
 
@@ -127,7 +128,7 @@ pub async fn check_clock(
     };
     let _held = crate::engine::lock_file(&lock(dirs)).await?;
     chosen_id(engine, profile, Service::PlatformApi, image, progress).await?;
-    loader::check(engine, image).await
+    loader::check(engine, dirs, image).await
 }
 
 fn all_images(built: &built::Built, services: &BTreeMap<Service, String>) -> Vec<String> {

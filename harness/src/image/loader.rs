@@ -1,11 +1,13 @@
 //! What loads an image's program: only glibc's loader takes the libraries that platform-api's clock is run by.
 
-use bollard::models::{ContainerCreateBody, ImageInspect};
-use bollard::query_parameters::{CreateContainerOptionsBuilder, DownloadFromContainerOptionsBuilder};
+use bollard::models::ImageInspect;
+use bollard::query_parameters::DownloadFromContainerOptionsBuilder;
 use futures_util::TryStreamExt as _;
 use std::io::Read as _;
 
 use super::ImageError;
+use super::look::Look;
+use crate::dirs::Dirs;
 use crate::engine::{Engine, EngineError};
 
 /// How much of a program is looked at: its headers, and the name of its loader, lie at the beginning.
@@ -38,30 +40,14 @@ impl std::fmt::Display for Loader {
     }
 }
 
-/// Refuses an image whose clock cannot be made to run fast. The caller holds the lock of the images.
-pub(super) async fn check(engine: &Engine, image: &str) -> Result<(), ImageError> {
+/// Refuses an image whose clock cannot be made to run fast.
+pub(super) async fn check(engine: &Engine, dirs: &Dirs, image: &str) -> Result<(), ImageError> {
     let Some(found) = engine.image(image).await? else {
         return Ok(());
     };
-    // Never started: a file system to look into. One name per image, so that no second is ever left behind.
-    let id = found
-        .id
-        .as_deref()
-        .unwrap_or_default()
-        .trim_start_matches("sha256:");
-    let container = format!("wopr-look-{}", id.get(..12).unwrap_or(id));
-    engine.remove_container(&container).await?;
-    let options = CreateContainerOptionsBuilder::new().name(&container).build();
-    let body = ContainerCreateBody {
-        image: Some(image.to_owned()),
-        // An image that names no program is looked into as well.
-        cmd: Some(vec!["true".to_owned()]),
-        ..Default::default()
-    };
-    let created = engine.docker().create_container(Some(options), body).await;
-    created.map_err(EngineError::call(format!("look into image {image}")))?;
-    let looked = program(engine, &container, &found).await;
-    engine.remove_container(&container).await?;
+    let look = Look::into(engine, dirs, image).await?;
+    let looked = program(engine, look.container(), &found).await;
+    look.end().await?;
     let (program, loader) = looked?;
     match loader {
         Loader::Musl | Loader::Static => Err(ImageError::NotPreloadable {

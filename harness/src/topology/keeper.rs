@@ -29,7 +29,13 @@ while command exec 9<"$2/lease"; do
     break
   fi
   exec 9<&-
-  sleep $left
+  # In steps: somebody else may remove the topology long before. Without the lease, which whoever wants the topology
+  # would find held for a moment at each step.
+  while [ $left -gt 0 ] && [ -e "$2/lease" ]; do
+    step=$((left < 5 ? left : 5))
+    sleep $step
+    left=$((left - step))
+  done
 done
 label="label=wopr.topology=$1" empty=0 round=0
 while [ $empty -lt 2 ] && [ $round -lt 600 ]; do
@@ -186,6 +192,19 @@ mod tests {
                 .replace("idle\n", ""),
             ""
         );
+    }
+
+    #[test]
+    fn it_ends_soon_after_somebody_else_has_removed_its_topology() {
+        let world = World::new();
+        std::fs::write(world.topology().join("idle"), "").unwrap();
+        // It is removed while the keeper sleeps for the first time, with nearly all of the idle time to come.
+        world.program("sleep", "echo $1 >>$world/slept; rm -rf $topology");
+        world.program("docker", "");
+        world.keeper().wait().unwrap();
+        let slept = std::fs::read_to_string(world.note("slept")).unwrap();
+        let first: u64 = slept.lines().next().unwrap().parse().unwrap();
+        assert!(first <= 5, "it slept for {first} s");
     }
 
     #[test]
