@@ -134,7 +134,14 @@ pub enum ClockError {
     NoAnswer(String),
     /// It runs otherwise.
     #[error(
-        "platform-api's clock was to run at {asked} and runs at ×{found:.1}: its image {image} does not load libfaketime, as one that is built on musl, statically, or on a C library before 2.34 does not; run it at WOPR_CLOCK_RATE=1, or build it on glibc"
+        "platform-api's clock was to run at {asked}, and {found}: {}",
+        if .found.is_true_time() {
+            format!(
+                "its image {image} does not load libfaketime, as one that is built on musl, statically, or on a C library before 2.34 does not; run it at WOPR_CLOCK_RATE=1, or build it on glibc"
+            )
+        } else {
+            format!("{image} loads libfaketime, and something else changes its time")
+        }
     )]
     Wrong {
         /// Its image.
@@ -142,21 +149,46 @@ pub enum ClockError {
         /// The rate that was asked for.
         asked: Rate,
         /// What was measured.
-        found: f64,
+        found: Paces,
     },
 }
 
-/// Whether two looks at the clock show the rate. Each look lies somewhere between its request and its answer, so
-/// that the time between the two is known to lie between `least` and `most`, however slow the host is. The error
-/// is the rate that they show.
-pub(crate) fn judge(asked: Rate, least: Duration, most: Duration, platform: Duration) -> Result<(), f64> {
-    let expected = |real: Duration| real.as_secs_f64() * f64::from(asked.0);
-    let found = platform.as_secs_f64();
-    // A Date has whole seconds: each look may be off by one.
-    if (0.95 * expected(least) - 1.5..=1.05 * expected(most) + 1.5).contains(&found) {
-        return Ok(());
+/// What two looks at platform-api's clock show. Each look lies somewhere between its request and its answer, so that
+/// the time between the two is known to lie between two bounds, however slow the host is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Paces {
+    /// Least time that passed between the looks.
+    pub least: Duration,
+    /// Most.
+    pub most: Duration,
+    /// The time that passed for platform-api, in whole seconds.
+    pub platform: Duration,
+}
+
+impl Paces {
+    /// Whether they show the rate.
+    pub(crate) fn show(self, rate: Rate) -> bool {
+        let expected = |real: Duration| real.as_secs_f64() * f64::from(rate.0);
+        let found = self.platform.as_secs_f64();
+        // A Date has whole seconds: each look may be off by one.
+        (0.95 * expected(self.least) - 1.5..=1.05 * expected(self.most) + 1.5).contains(&found)
     }
-    Err(found / most.as_secs_f64())
+
+    fn is_true_time(self) -> bool {
+        self.show(Rate::TRUE)
+    }
+}
+
+impl fmt::Display for Paces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (passed, least, most) = (self.platform.as_secs(), self.least, self.most);
+        write!(
+            f,
+            "{passed} s passed for it in {} to {} ms",
+            least.as_millis(),
+            most.as_millis()
+        )
+    }
 }
 
 /// An error and what led to it: the first of reqwest's own names the address alone.
@@ -215,12 +247,20 @@ mod tests {
     #[test]
     fn a_clock_that_does_not_run_is_noticed() {
         let half = Duration::from_millis(500);
-        assert!(judge(Rate::FAST, half, half, Duration::from_secs(15)).is_ok());
-        let found = judge(Rate::FAST, half, half, Duration::from_secs(0)).unwrap_err();
+        let after = |seconds| Paces {
+            least: half,
+            most: half,
+            platform: Duration::from_secs(seconds),
+        };
+        assert!(after(15).show(Rate::FAST));
+        let found = after(0);
+        assert!(!found.show(Rate::FAST));
         let (image, asked) = ("platform-api:alpine".to_owned(), Rate::FAST);
         let error = ClockError::Wrong { image, asked, found }.to_string();
         assert!(
-            error.contains("×30 and runs at ×0.0: its image platform-api:alpine does not load"),
+            error.contains(
+                "×30, and 0 s passed for it in 500 to 500 ms: its image platform-api:alpine does not load"
+            ),
             "{error}"
         );
     }

@@ -168,9 +168,12 @@ impl PlatformClock<'_> {
         let a_poll = rate.real(clock::seconds(30.0));
         tokio::time::sleep(a_poll.clamp(Duration::from_millis(500), Duration::from_secs(5))).await;
         let second = look(dial).await?;
-        let (least, most) = (second.at.0 - first.at.1, second.at.1 - first.at.0);
-        let passed = second.told.duration_since(first.told).unwrap_or_default();
-        if let Err(found) = clock::judge(rate, least, most, passed) {
+        let found = clock::Paces {
+            least: second.at.0 - first.at.1,
+            most: second.at.1 - first.at.0,
+            platform: second.told.duration_since(first.told).unwrap_or_default(),
+        };
+        if !found.show(rate) {
             return Err(ClockError::Wrong {
                 image: self.image().await?,
                 asked: rate,
@@ -192,11 +195,7 @@ impl PlatformClock<'_> {
                 .not_in_effect("a change of rate without a jump", ahead)
                 .await?);
         }
-        let passed = passed.as_secs();
-        Ok(vec![format!(
-            "{passed} s passed for platform-api in {} ms",
-            most.as_millis()
-        )])
+        Ok(vec![format!("of platform-api's time {found}")])
     }
 
     async fn set_off(&self, name: String, ahead: f64, gains: f64) -> Result<Fault, FaultError> {

@@ -437,10 +437,12 @@ impl Topology {
         .await;
         let asked_second = Instant::now();
         let second = dial.time().await?;
-        let (least, most) = (asked_second - answered_first, asked_first.elapsed());
-        let passed = second.duration_since(first).unwrap_or_default();
-        let judged = clock::judge(self.rate, least, most, passed);
-        if let Err(found) = judged {
+        let found = clock::Paces {
+            least: asked_second - answered_first,
+            most: asked_first.elapsed(),
+            platform: second.duration_since(first).unwrap_or_default(),
+        };
+        if !found.show(self.rate) {
             let state = self.machine(&VPS).service(Service::PlatformApi).await?;
             let image = state.map_or_else(|| "platform-api".to_owned(), |state| state.image);
             let asked = self.rate;
