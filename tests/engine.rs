@@ -23,10 +23,7 @@ const IDLE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Open: with a killed engine a machine's end of a network pair was once still there after 90 s, all else being
-/// gone; whether the engine or the harness holds it is not known.
-///
-/// Five minutes each, as root: `cargo test --test engine -- --ignored --nocapture --test-threads 1 engine_is`.
+/// Five minutes each, as root: `cargo nextest run --test engine --no-capture --run-ignored all engine_is`.
 #[rstest]
 #[case::stopped(End::Stopped)]
 #[case::killed(End::Killed)]

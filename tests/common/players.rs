@@ -2,11 +2,14 @@
 
 #![allow(dead_code, reason = "each file of tests uses a part")]
 
+pub mod measure;
+
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use measure::Measured;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use wopr_harness::clock::{Rate, minutes};
@@ -44,7 +47,11 @@ async fn player() -> Result<()> {
             "told" => until_told().await?,
             "use" => use_until_it_fails(held.as_ref().context("nothing is held")?).await?,
             "rest" => tokio::time::sleep(Duration::from_millis(300)).await,
-            "measure" => measure(held.as_ref().context("nothing is held")?).await?,
+            "measure" => {
+                let measured = Measured::of(held.as_ref().context("nothing is held")?).await?;
+                println!("player: measured {}", measured.to_line());
+            }
+            "files" => println!("player: has {} open files", measure::open_files()?),
             mess => leave(mess, held.as_ref().context("nothing is held")?).await?,
         }
     }
@@ -81,7 +88,35 @@ async fn count_rows(topology: &Topology) -> Result<i64> {
         .await?)
 }
 
-/// What a careless test leaves.
+/// What a reset undoes: the topology is as new for the next.
+pub const UNDONE: [&str; 10] = [
+    "rows",
+    "watch",
+    "operated-cloud",
+    "partition",
+    "toxic",
+    "wrong-name",
+    "frozen-service",
+    "frozen-machine",
+    "stopped-database",
+    "clock-jump",
+];
+/// What it does not: the topology is replaced.
+pub const NOT_UNDONE: [&str; 11] = [
+    "packet-rule",
+    "program",
+    "listener",
+    "file",
+    "file-of-a-service",
+    "trigger",
+    "database-setting",
+    "no-service",
+    "dead-machine",
+    "absent-machine",
+    "moved-machine",
+];
+
+/// What a careless test leaves: one of [`UNDONE`] or [`NOT_UNDONE`].
 async fn leave(mess: &str, topology: &Topology) -> Result<()> {
     let vps = || topology.machine(&VPS);
     match mess {
@@ -175,26 +210,6 @@ async fn leave(mess: &str, topology: &Topology) -> Result<()> {
         "dead-machine" => topology.machine(&GPU).kill().await?,
         other => bail!("{other} is no word of a script"),
     }
-    Ok(())
-}
-
-/// Says what the machines take.
-async fn measure(topology: &Topology) -> Result<()> {
-    let mut taken = Vec::new();
-    for machine in topology.machines() {
-        let count = "free -m | awk '/Mem/ {print $3}'; ls /proc | grep -c '^[0-9]'; ls /proc/[0-9]*/fd | wc -l; \
-            iptables-save | wc -l; du -sm /var/lib/docker 2>/dev/null | cut -f1";
-        let listed = machine.control().await?.run(&["sh", "-c", count], LIMIT).await?;
-        let numbers: Vec<&str> = listed.split_whitespace().collect();
-        let [_, processes, files, rules, disk] = numbers[..] else {
-            bail!("not five numbers: {listed}");
-        };
-        taken.push(format!(
-            "{}: {processes} processes, {files} open files, {rules} packet rules, {disk} MiB on disk",
-            machine.name()
-        ));
-    }
-    println!("player: {}", taken.join("; "));
     Ok(())
 }
 

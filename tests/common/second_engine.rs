@@ -69,6 +69,29 @@ pub enum End {
     Killed,
 }
 
+impl End {
+    /// Ids of the containers that an engine which ended so never hears of again, though a shim runs for them: those
+    /// that it was just starting when it was killed. What it knows of each is in a directory of its name.
+    fn forgotten(self, containers: &Path) -> Result<BTreeSet<String>> {
+        let mut forgotten = BTreeSet::new();
+        let known = match self {
+            Self::Stopped => None,
+            Self::Killed => Some(entries(containers)),
+        };
+        for directory in known.into_iter().flatten() {
+            // One that was just being made has none, and has not been started.
+            let Ok(noted) = fs::read(directory.join("config.v2.json")) else {
+                continue;
+            };
+            let noted: serde_json::Value = serde_json::from_slice(&noted)?;
+            if noted["State"]["Running"] != true {
+                forgotten.extend(directory.file_name().map(|id| id.to_string_lossy().into_owned()));
+            }
+        }
+        Ok(forgotten)
+    }
+}
+
 /// The engine, whether it runs or not.
 pub struct SecondEngine {
     home: PathBuf,
@@ -77,6 +100,8 @@ pub struct SecondEngine {
     first: String,
     /// What entered the namespaces to be dockerd's parent; it ends with it.
     dockerd: Option<Child>,
+    /// Ids of containers that no client can end any more: see [`End::forgotten`].
+    forgotten: BTreeSet<String>,
 }
 
 impl SecondEngine {
@@ -112,6 +137,7 @@ impl SecondEngine {
             warden,
             first: String::new(),
             dockerd: None,
+            forgotten: BTreeSet::new(),
         };
         engine.first = engine.until_first().await?;
         engine.start_again().await?;
@@ -253,6 +279,9 @@ impl SecondEngine {
         ensure!(self.within(&["--pid"], &send).status().await?.success());
         let ended = tokio::time::timeout(PATIENCE, dockerd.wait()).await;
         ended.with_context(|| format!("the engine did not end within {} s", PATIENCE.as_secs()))??;
+        // As it has them on disk: once it is back, it and its users change them.
+        self.forgotten
+            .extend(how.forgotten(&self.home.join("data/containers"))?);
         Ok(())
     }
 
@@ -262,7 +291,8 @@ impl SecondEngine {
         self.start_again().await
     }
 
-    /// All that this engine and what runs on it have on the host, each in a line.
+    /// All that this engine and what runs on it have on the host, each in a line, but for the shims and control groups
+    /// of containers that it has forgotten.
     pub async fn belongings(&self) -> Result<Belongings> {
         let mut all = BTreeSet::new();
         for (kind, list) in [
@@ -297,6 +327,11 @@ impl SecondEngine {
             let groups = entries(&place.join(group(&self.home))).filter(|path| path.is_dir());
             all.extend(groups.map(|path| format!("control group {}", path.display())));
         }
+        let is_forgotten = |line: &String| {
+            let of_one = self.forgotten.iter().any(|id| line.contains(id.as_str()));
+            of_one && (is_shim(line) || line.starts_with("control group "))
+        };
+        all.retain(|line| !is_forgotten(line));
         Ok(Belongings(all))
     }
 
@@ -312,6 +347,12 @@ impl SecondEngine {
             .map(|arguments| format!("process {arguments}"))
             .collect())
     }
+}
+
+fn is_shim(line: &str) -> bool {
+    line.strip_prefix("process ")
+        .and_then(|arguments| arguments.split(' ').next())
+        .is_some_and(|program| program.ends_with("containerd-shim-runc-v2"))
 }
 
 /// The control group that its containers' are in.
