@@ -1,7 +1,10 @@
 //! What a fault's receipt shows, before the call that asked for the fault returns.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use pretty_assertions::assert_eq;
+use rstest::rstest;
 use wopr_harness::fault::Connection::{Flowing, New};
 use wopr_harness::fault::Outcome::{Answered, Broken, NoAnswer, NoConnection, Refused};
 use wopr_harness::fault::{Connection, Fault, FaultError, Link, Outcome, Receipt};
@@ -144,6 +147,24 @@ async fn a_cut_between_machines_heals_where_the_service_that_it_was_seen_from_wa
         topology.restart(Service::PlatformApi).await?;
         cut.heal().await?;
     }
+    Ok(())
+}
+
+#[rstest]
+#[case::without_power(true)]
+#[case::frozen(false)]
+#[tokio::test]
+async fn a_cut_heals_though_nothing_answers_at_its_end(#[case] off: bool) -> Result<()> {
+    let topology = topology().await;
+    let cut = topology.link(VPS, GPU).drop_packets().await?;
+    let other = match off {
+        true => topology.kill_machine(&GPU).await?,
+        false => topology.pause_machine(&GPU).await?,
+    };
+    // It ends, and does not wait for the machine.
+    tokio::time::timeout(Duration::from_secs(20), cut.heal()).await??;
+    other.heal().await?;
+    topology.until_healthy(&topology.expected_services()).await?;
     Ok(())
 }
 

@@ -225,13 +225,19 @@ pub(super) async fn healed(
     all(looks).await.map(drop)
 }
 
-/// Whether any machine holds a fault.
+/// Whether any machine holds a fault; one that is off or frozen, and says nothing, is under one.
 pub(super) async fn others_are_in_effect(machines: &[(String, PathBuf)]) -> Result<bool, FaultError> {
     for (name, directory) in machines {
-        let reply = Control::connect(name, directory)
-            .await?
-            .ask(&Request::Faults)
-            .await?;
+        let asked = tokio::time::timeout(UNHARMED, async {
+            let mut control = Control::connect(name, directory).await?;
+            control.ask(&Request::Faults).await
+        });
+        let reply = match asked.await {
+            Err(_) | Ok(Err(ControlError::Unreachable { .. } | ControlError::Ended { .. })) => {
+                return Ok(true);
+            }
+            Ok(answered) => answered?,
+        };
         if matches!(reply, Reply::Faults { names } if !names.is_empty()) {
             return Ok(true);
         }
