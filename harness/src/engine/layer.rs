@@ -10,6 +10,8 @@ use super::{Engine, EngineError};
 /// Takes two arguments for each layer, itself and those below it, separated by colons. Prints an empty line before
 /// each, and then a line for each file and directory in it: `new`, `gone` or `changed`, and its path.
 const LIST: &str = r#"
+# Not every find can print so.
+find / -maxdepth 0 -printf '' || exit
 while [ $# -gt 1 ]; do
   echo
   find "$1" -mindepth 1 -printf '%y %P\n' | while IFS= read -r line; do
@@ -91,9 +93,8 @@ impl Layer {
             .await
             .ok()?;
         let printed = String::from_utf8(ran.stdout).ok()?;
-        Self::listed(&printed)
-            .pop()
-            .filter(|_| ran.status.success() && ran.stderr.is_empty())
+        // What it says of a file that has just gone is of no account.
+        Self::listed(&printed).pop().filter(|_| ran.status.success())
     }
 }
 
