@@ -43,14 +43,14 @@ async fn end(topology: &Topology, way: Way) -> Result<End> {
         Way::Crash => topology.crash_service(Service::PlatformApi).await?,
     }
     let history = topology.history().await?;
-    let ends = history.events.iter().filter_map(|event| match &event.what {
+    let mut ends = history.events.iter().filter_map(|event| match &event.what {
         What::Deed(deed) if deed.meaning.has(&[Upset::Memory]) => Some(End {
             asked: deed.from_us,
             back: event.at_us,
         }),
         _ => None,
     });
-    ends.last().context("its end is a deed of the history")
+    ends.next_back().context("its end is a deed of the history")
 }
 
 /// A node's status at a time.
