@@ -327,12 +327,19 @@ impl SecondEngine {
             let groups = entries(&place.join(group(&self.home))).filter(|path| path.is_dir());
             all.extend(groups.map(|path| format!("control group {}", path.display())));
         }
-        let is_forgotten = |line: &String| {
-            let of_one = self.forgotten.iter().any(|id| line.contains(id.as_str()));
-            of_one && (is_shim(line) || line.starts_with("control group "))
-        };
-        all.retain(|line| !is_forgotten(line));
+        all.retain(|line| !self.is_forgotten(line));
         Ok(Belongings(all))
+    }
+
+    fn is_forgotten(&self, line: &str) -> bool {
+        let of_one = self.forgotten.iter().any(|id| line.contains(id.as_str()));
+        of_one && (is_shim(line) || line.starts_with("control group "))
+    }
+
+    /// How many shims of containers that it has forgotten run on.
+    pub fn forgotten_shims(&self) -> Result<usize> {
+        let shims = self.processes()?.into_iter();
+        Ok(shims.filter(|line| self.is_forgotten(line)).count())
     }
 
     /// Arguments of the processes in its namespaces, but for the engine itself.
