@@ -229,7 +229,10 @@ async fn until_nothing_is_left(engine: &SecondEngine, pool: &Pool, before: &Belo
     loop {
         let (left, host) = (engine.belongings().await?.since(before), pool.left_on_the_host()?);
         if left.is_empty() && host.is_empty() {
-            println!("--- nothing is left after {:.1} s", began.elapsed().as_secs_f64());
+            let (after, forgotten) = (began.elapsed().as_secs_f64(), engine.forgotten()?);
+            println!(
+                "--- nothing is left after {after:.1} s, but for {forgotten} that the engine has forgotten"
+            );
             return Ok(());
         }
         if began.elapsed().as_secs() >= told {

@@ -15,16 +15,16 @@ const APART: Duration = Duration::from_millis(200);
 
 /// What is measured, in the order of [`COUNT`], and how much more of it a soak may end with.
 const BOUNDS: [(&str, i64); 5] = [
-    // Nothing starts one more. Workers of Postgres come and go.
+    // Nothing starts one more; workers of Postgres come and go.
     ("processes", 3),
-    // Nor opens more. How many files a backend of Postgres has open varies with its queries.
+    // Nor opens more. How many a backend of Postgres has open varies with its queries, by ten between two looks.
     ("open files", 30),
     // A rule that no reset takes away would be there once for each lease.
     ("packet rules", 0),
-    // Postgres recycles its log: up to max_wal_size, which a checkpoint after five minutes cuts. Beside it there are
-    // the services' own logs.
+    // Two hundred leases added nothing. Postgres uses the segments of its log again, of 16 MiB; where a checkpoint
+    // comes late there are some more of them.
     ("MiB on disk", 150),
-    // Caches of engine and services fill; what grows by a quarter MiB a lease does not pass.
+    // Two hundred leases added 7: caches that fill. A quarter MiB a lease does not pass.
     ("MiB of memory", 50),
 ];
 

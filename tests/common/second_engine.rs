@@ -70,26 +70,46 @@ pub enum End {
 }
 
 impl End {
-    /// Ids of the containers that an engine which ended so never hears of again, though a shim runs for them: those
-    /// that it was just starting when it was killed. What it knows of each is in a directory of its name.
-    fn forgotten(self, containers: &Path) -> Result<BTreeSet<String>> {
-        let mut forgotten = BTreeSet::new();
-        let known = match self {
-            Self::Stopped => None,
-            Self::Killed => Some(entries(containers)),
-        };
-        for directory in known.into_iter().flatten() {
-            // One that was just being made has none, and has not been started.
-            let Ok(noted) = fs::read(directory.join("config.v2.json")) else {
-                continue;
-            };
-            let noted: serde_json::Value = serde_json::from_slice(&noted)?;
-            if noted["State"]["Running"] != true {
-                forgotten.extend(directory.file_name().map(|id| id.to_string_lossy().into_owned()));
-            }
+    /// Ids of what an engine that ended so never hears of again, since it was killed before it noted it: containers that
+    /// it was just starting, for which a shim runs, and layers of those that it was just making.
+    fn forgotten(self, data: &Path) -> Result<BTreeSet<String>> {
+        match self {
+            Self::Stopped => Ok(BTreeSet::new()),
+            Self::Killed => Ok(&containers_not_started(data)? | &layers_of_none(data)),
         }
-        Ok(forgotten)
     }
+}
+
+fn containers_not_started(data: &Path) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for directory in entries(&data.join("containers")) {
+        // One that was just being made has none, and has not been started.
+        let Ok(noted) = fs::read(directory.join("config.v2.json")) else {
+            continue;
+        };
+        let noted: serde_json::Value = serde_json::from_slice(&noted)?;
+        if noted["State"]["Running"] != true {
+            found.extend(name(&directory));
+        }
+    }
+    Ok(found)
+}
+
+/// Layers that neither an image nor a container has.
+fn layers_of_none(data: &Path) -> BTreeSet<String> {
+    let noted = data.join("image/overlay2/layerdb");
+    let owners = entries(&noted.join("sha256")).chain(entries(&noted.join("mounts")));
+    let ids = owners.flat_map(|owner| ["cache-id", "mount-id", "init-id"].map(|id| owner.join(id)));
+    let had: BTreeSet<String> = ids.filter_map(|id| fs::read_to_string(id).ok()).collect();
+    let layers = entries(&data.join("overlay2")).filter_map(|layer| name(&layer));
+    // Not a layer: the short names of all.
+    layers
+        .filter(|layer| layer != "l" && !had.contains(layer))
+        .collect()
+}
+
+fn name(path: &Path) -> Option<String> {
+    Some(path.file_name()?.to_string_lossy().into_owned())
 }
 
 /// The engine, whether it runs or not.
@@ -100,7 +120,7 @@ pub struct SecondEngine {
     first: String,
     /// What entered the namespaces to be dockerd's parent; it ends with it.
     dockerd: Option<Child>,
-    /// Ids of containers that no client can end any more: see [`End::forgotten`].
+    /// Ids of what no client can remove any more: see [`End::forgotten`].
     forgotten: BTreeSet<String>,
 }
 
@@ -280,8 +300,7 @@ impl SecondEngine {
         let ended = tokio::time::timeout(PATIENCE, dockerd.wait()).await;
         ended.with_context(|| format!("the engine did not end within {} s", PATIENCE.as_secs()))??;
         // As it has them on disk: once it is back, it and its users change them.
-        self.forgotten
-            .extend(how.forgotten(&self.home.join("data/containers"))?);
+        self.forgotten.extend(how.forgotten(&self.home.join("data"))?);
         Ok(())
     }
 
@@ -291,8 +310,7 @@ impl SecondEngine {
         self.start_again().await
     }
 
-    /// All that this engine and what runs on it have on the host, each in a line, but for the shims and control groups
-    /// of containers that it has forgotten.
+    /// All that this engine and what runs on it have on the host, each in a line, but for what it has forgotten.
     pub async fn belongings(&self) -> Result<Belongings> {
         let mut all = BTreeSet::new();
         for (kind, list) in [
@@ -327,12 +345,22 @@ impl SecondEngine {
             let groups = entries(&place.join(group(&self.home))).filter(|path| path.is_dir());
             all.extend(groups.map(|path| format!("control group {}", path.display())));
         }
-        let is_forgotten = |line: &String| {
-            let of_one = self.forgotten.iter().any(|id| line.contains(id.as_str()));
-            of_one && (is_shim(line) || line.starts_with("control group "))
-        };
-        all.retain(|line| !is_forgotten(line));
+        all.retain(|line| !self.is_forgotten(line));
         Ok(Belongings(all))
+    }
+
+    /// Whether it is the shim, a control group or a layer of what the engine has forgotten.
+    fn is_forgotten(&self, line: &str) -> bool {
+        let of_one = self.forgotten.iter().any(|id| line.contains(id.as_str()));
+        of_one && (is_shim(line) || line.starts_with("control group ") || line.contains("/data/overlay2/"))
+    }
+
+    /// How many shims and layers are there that it has forgotten.
+    pub fn forgotten(&self) -> Result<usize> {
+        let shims = self.processes()?.into_iter();
+        let layers = entries(&self.home.join("data/overlay2"));
+        let layers = layers.map(|layer| layer.display().to_string());
+        Ok(shims.chain(layers).filter(|line| self.is_forgotten(line)).count())
     }
 
     /// Arguments of the processes in its namespaces, but for the engine itself.
