@@ -57,6 +57,7 @@ async fn what_a_reset_undoes_is_gone_for_the_next(#[case] messes: &[&str]) -> Re
     ("file", "file /etc/left-behind new"),
 ])]
 #[case::of_services(&[
+    ("program-of-a-service", "program in a container: sleep"),
     ("file-of-a-service", "postgres file /etc/left-behind new"),
     ("trigger", "function f()"),
     ("database-setting", "work_mem = 1024"),

@@ -3,12 +3,12 @@
 
 mod base;
 mod built;
+mod errand;
 mod error;
 mod fixtures;
 mod golden;
 mod inputs;
 mod loader;
-mod look;
 mod parcel;
 mod stock;
 

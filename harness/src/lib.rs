@@ -13,6 +13,7 @@ pub mod env;
 pub mod fault;
 pub mod history;
 pub mod image;
+mod keeper;
 mod lease;
 pub mod machine;
 mod models;

@@ -6,7 +6,6 @@ mod boot;
 mod builder;
 mod error;
 mod health;
-mod keeper;
 mod remains;
 mod sweep;
 

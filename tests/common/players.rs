@@ -102,9 +102,10 @@ pub const UNDONE: [&str; 10] = [
     "clock-jump",
 ];
 /// What it does not: the topology is replaced.
-pub const NOT_UNDONE: [&str; 11] = [
+pub const NOT_UNDONE: [&str; 12] = [
     "packet-rule",
     "program",
+    "program-of-a-service",
     "listener",
     "file",
     "file-of-a-service",
@@ -191,6 +192,11 @@ async fn leave(mess: &str, topology: &Topology) -> Result<()> {
                 &["sh", "-c", "setsid sleep 600 >/dev/null 2>&1 </dev/null &"],
             )
             .await?
+        }
+        "program-of-a-service" => {
+            let postgres = Service::Postgres.container();
+            let argv = ["docker", "exec", "--detach", &postgres, "sleep", "600"];
+            in_vps(topology, &argv).await?
         }
         "trigger" => {
             sql(

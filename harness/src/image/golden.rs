@@ -5,17 +5,18 @@
 //! then), stops, and keeps its state. A seal is set last: a volume without one is made anew.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use wopr_machine::paths::{self, IMAGES_ENV};
 use wopr_machine::protocol::Request;
 
+use super::errand::Errand;
 use super::{ImageError, ImageSet};
 use crate::control::Control;
 use crate::dirs::{self, Dirs};
-use crate::engine::{ContainerSpec, Engine, LABEL_IMAGE_SET, LABEL_TOPOLOGY, MountSpec, Privilege};
+use crate::engine::{ContainerSpec, Engine, LABEL_IMAGE_SET, MountSpec, Privilege};
 use crate::machine::{Role, engine_socket};
 use crate::progress::{Progress, Task};
 use crate::service::{Health, Service};
@@ -49,17 +50,23 @@ pub(crate) async fn ensure(
     if engine.image(&set.seal()).await?.is_some() && engine.has_volume(&volume).await? {
         return Ok(Made::Before);
     }
+    let label = format!("{LABEL_IMAGE_SET}={}", set.id);
+    // What an interrupted making left, and nobody has removed yet: its machines write to the volume.
+    for container in engine.containers_with_label(&label).await? {
+        engine.remove_container(&container).await?;
+    }
+    engine.remove_volume(&volume).await?;
     let maker = Maker {
         engine,
         dirs,
         set,
         settings,
+        errand: Errand::begin(engine, dirs, "golden")?,
     };
-    maker.clear().await?;
     let labels = HashMap::from([(LABEL_IMAGE_SET.to_owned(), set.id.clone())]);
     engine.create_volume(&volume, labels).await?;
     let made = maker.make(progress).await;
-    maker.clear_machines().await?;
+    maker.end().await?;
     let bytes = match made {
         Ok(bytes) => bytes,
         Err(error) => {
@@ -76,6 +83,7 @@ struct Maker<'a> {
     dirs: &'a Dirs,
     set: &'a ImageSet,
     settings: &'a StackSettings,
+    errand: Errand,
 }
 
 impl Maker<'_> {
@@ -129,14 +137,6 @@ impl Maker<'_> {
         Ok(bytes.unwrap_or_default())
     }
 
-    fn name(&self, part: &str) -> String {
-        format!("wopr-golden-{}-{part}", self.set.id)
-    }
-
-    fn topology(&self) -> String {
-        format!("golden-{}", self.set.id)
-    }
-
     /// Starts a machine on the golden volume, which it may write to.
     async fn start(
         &self,
@@ -145,9 +145,10 @@ impl Maker<'_> {
         role: Role,
         task: &Task,
     ) -> Result<(Control, PathBuf), ImageError> {
-        let directory = self.dirs.run.join(self.topology()).join(part);
-        dirs::make_private(self.dirs.run.join(self.topology()).as_path())?;
+        let directory = self.errand.directory().join(part);
         dirs::make_private(&directory)?;
+        let mut labels = self.errand.labels();
+        labels.insert(LABEL_IMAGE_SET.to_owned(), self.set.id.clone());
         self.settings
             .hand_over(role, &directory)
             .map_err(|error| ImageError::Io {
@@ -157,7 +158,7 @@ impl Maker<'_> {
             })?;
         let local = |what: &str| self.dirs.root.join("local").join(what);
         let spec = ContainerSpec {
-            name: self.name(part),
+            name: self.errand.name(part),
             image: self.set.machine.clone(),
             hostname: format!("wopr-{role}"),
             command: vec![task_name.to_owned()],
@@ -168,14 +169,17 @@ impl Maker<'_> {
                     rustix::process::getgid().as_raw().to_string(),
                 ),
             ]),
-            labels: BTreeMap::from([(LABEL_TOPOLOGY.to_owned(), self.topology())]),
+            labels,
             hosts: BTreeMap::new(),
             ports: Vec::new(),
             mounts: vec![
                 MountSpec::volume(self.set.golden(), paths::GOLDEN),
-                MountSpec::volume(self.name(&format!("{part}-docker-data")), paths::DOCKER_ROOT),
                 MountSpec::volume(
-                    self.name(&format!("{part}-containerd-data")),
+                    self.errand.name(&format!("{part}-docker-data")),
+                    paths::DOCKER_ROOT,
+                ),
+                MountSpec::volume(
+                    self.errand.name(&format!("{part}-containerd-data")),
                     paths::CONTAINERD_ROOT,
                 ),
                 MountSpec::directory(local(&role.to_string()), &format!("{}/{role}", paths::WORKSPACE)),
@@ -239,39 +243,20 @@ impl Maker<'_> {
         }
     }
 
-    async fn clear_machines(&self) -> Result<(), ImageError> {
+    /// Takes away the machines; the volume stays.
+    async fn end(self) -> Result<(), ImageError> {
         for part in ["images", "vps", "gpu"] {
-            let name = self.name(part);
-            if self
-                .engine
-                .container(&name)
-                .await?
-                .is_some_and(|state| state.running)
-            {
+            let name = self.errand.name(part);
+            let state = self.engine.container(&name).await?;
+            if state.is_some_and(|state| state.running) {
                 self.engine.stop(&name, STOP_GRACE).await?;
             }
             self.engine.remove_container(&name).await?;
             for what in ["docker-data", "containerd-data"] {
-                self.engine
-                    .remove_volume(&self.name(&format!("{part}-{what}")))
-                    .await?;
+                let volume = self.errand.name(&format!("{part}-{what}"));
+                self.engine.remove_volume(&volume).await?;
             }
         }
-        remove_tree(&self.dirs.run.join(self.topology()))
-    }
-
-    /// Takes away what an interrupted making left.
-    async fn clear(&self) -> Result<(), ImageError> {
-        self.clear_machines().await?;
-        Ok(self.engine.remove_volume(&self.set.golden()).await?)
-    }
-}
-
-fn remove_tree(path: &Path) -> Result<(), ImageError> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(ImageError::io("remove", path)(error))
-        }
-        _ => Ok(()),
+        self.errand.end()
     }
 }

@@ -1,12 +1,12 @@
 //! What loads an image's program: only glibc's loader takes the libraries that platform-api's clock is run by.
 
-use bollard::models::ImageInspect;
-use bollard::query_parameters::DownloadFromContainerOptionsBuilder;
+use bollard::models::{ContainerCreateBody, ImageInspect};
+use bollard::query_parameters::{CreateContainerOptionsBuilder, DownloadFromContainerOptionsBuilder};
 use futures_util::TryStreamExt as _;
 use std::io::Read as _;
 
 use super::ImageError;
-use super::look::Look;
+use super::errand::Errand;
 use crate::dirs::Dirs;
 use crate::engine::{Engine, EngineError};
 
@@ -45,9 +45,24 @@ pub(super) async fn check(engine: &Engine, dirs: &Dirs, image: &str) -> Result<(
     let Some(found) = engine.image(image).await? else {
         return Ok(());
     };
-    let look = Look::into(engine, dirs, image).await?;
-    let looked = program(engine, look.container(), &found).await;
-    look.end().await?;
+    // Never started: a file system to look into.
+    let look = Errand::begin(engine, dirs, "look")?;
+    let container = look.name("image");
+    let options = CreateContainerOptionsBuilder::new().name(&container).build();
+    let body = ContainerCreateBody {
+        image: Some(image.to_owned()),
+        // An image that names no program is looked into as well.
+        cmd: Some(vec!["true".to_owned()]),
+        labels: Some(look.labels().into_iter().collect()),
+        ..Default::default()
+    };
+    let created = engine.docker().create_container(Some(options), body).await;
+    let looked = match created.map_err(EngineError::call(format!("look into image {image}"))) {
+        Ok(_) => program(engine, &container, &found).await,
+        Err(error) => Err(error),
+    };
+    engine.remove_container(&container).await?;
+    look.end()?;
     let (program, loader) = looked?;
     match loader {
         Loader::Musl | Loader::Static => Err(ImageError::NotPreloadable {

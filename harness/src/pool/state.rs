@@ -25,7 +25,8 @@ const VOLATILE: [&str; 6] = ["/tmp", "/run", "/var/run", "/var/tmp", "/var/log",
 
 /// Prints a line for each packet rule, queue, address, route, listener and program of a machine. Not in it is
 /// what another start of the same changes: counters, the addresses of inner containers, the ports of the
-/// engine's own resolver. Of the programs, those that the machine itself started or inherited.
+/// engine's own resolver. Of the programs, those that the machine itself started or inherited, and those that somebody
+/// started in a container that ran already.
 const LISTING: &str = r#"
 { iptables-save; ip6tables-save; } 2>/dev/null | sed -E \
   -e '/^(#|COMMIT)/d' -e 's/ ?\[[0-9:]+\]//' -e 's/10\.86\.([0-9]+)\.[0-9]+\/32/10.86.\1.x/' \
@@ -37,6 +38,19 @@ ss -Hlntu | awk '$5 !~ /^127\.0\.0\.11:/ { print "listener", $1, $5 }'
 ps -eo pid=,ppid=,comm= | awk -v self=$$ '
   { parent[$1] = $2; name[$1] = $3 }
   END { for (p in name) { up = parent[p]; if (p != self && up != self && (up == 1 || name[up] == "wopr-machine")) print "program", name[p] } }'
+# In the containers of services: all but the first of each. What looks after the health of one comes and goes.
+later() {
+  ps -eo pid=,ppid=,comm= --sort=start_time | awk '
+    { parent[$1] = $2; name[$1] = $3; order[NR] = $1 }
+    END { for (i = 1; i <= NR; i++) { up = parent[order[i]]; if (name[up] ~ /^containerd-shim/ && before[up]++) print order[i], name[order[i]] } }' | sort
+}
+left=$(later)
+for look in 1 2 3 4 5 6; do
+  [ -n "$left" ] || break
+  sleep 0.5
+  left=$({ echo "$left"; later; } | sort | uniq -d)
+done
+echo "$left" | sed -n 's/^[0-9]* /program in a container: /p'
 "#;
 
 /// What was read of a topology, as lines by aspect.

@@ -8,11 +8,12 @@ use futures_util::future::join_all;
 use wopr_machine::paths::CONTROL_SOCKET;
 use wopr_machine::protocol::Request;
 
-use super::{TopologyError, keeper};
+use super::TopologyError;
 use crate::by_hand;
 use crate::control::Control;
 use crate::dirs::Dirs;
 use crate::engine::{Engine, EngineError, LABEL_TOPOLOGY};
+use crate::keeper;
 use crate::lease::Held;
 use crate::machine::BY_HAND;
 
@@ -133,7 +134,8 @@ impl Remains {
         let directory = dirs.run.join(topology);
         crate::dirs::make_private(&directory)?;
         let lease = Held::make(&directory).map_err(TopologyError::io("make the lease in", &directory))?;
-        keeper::start(topology, &directory, engine.socket(), idle)?;
+        let kept = keeper::start(topology, &directory, engine.socket(), idle);
+        kept.map_err(TopologyError::io("start a keeper for", &directory))?;
         Ok(Self::taken(engine, topology, directory, lease))
     }
 

@@ -10,8 +10,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::TopologyError;
-
 /// Arguments: the topology's id, its directory, seconds that it may be idle. The removal is bounded: an engine
 /// that removes nothing for ten minutes is the next boot's to deal with.
 const SCRIPT: &str = r#"
@@ -76,12 +74,7 @@ done
 
 /// Starts it. The lease has to be held by now. Without `docker`, `setsid` or `flock` there is none, and the
 /// next boot's sweep does its work.
-pub(super) fn start(
-    topology: &str,
-    directory: &Path,
-    socket: &Path,
-    idle: Duration,
-) -> Result<(), TopologyError> {
+pub(crate) fn start(topology: &str, directory: &Path, socket: &Path, idle: Duration) -> std::io::Result<()> {
     let started = Command::new("setsid")
         .args(["sh", "-c", SCRIPT, "wopr-keeper"])
         .arg(topology)
@@ -96,7 +89,7 @@ pub(super) fn start(
     match started {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(TopologyError::io("start a keeper for", directory)(error)),
+        Err(error) => Err(error),
     }
 }
 
