@@ -7,13 +7,15 @@
 //! sweeps the rest.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 /// Arguments: the topology's id, its directory, seconds that it may be idle. The removal is bounded: an engine
 /// that removes nothing for ten minutes is the next boot's to deal with.
 const SCRIPT: &str = r#"
 command -v docker >/dev/null || exit
+# Until the owner holds the lease, or has ended before that.
+read -r _
 # For reading: opened for writing, a lease that its holder is just removing would be made anew. `command`, since
 # a shell ends where exec cannot open.
 while command exec 9<"$2/lease"; do
@@ -72,9 +74,23 @@ done
 [ $empty -lt 2 ] || rm -rf "$2"
 "#;
 
-/// Starts it. The lease has to be held by now. Without `docker`, `setsid` or `flock` there is none, and the
-/// next boot's sweep does its work.
-pub(crate) fn start(topology: &str, directory: &Path, socket: &Path, idle: Duration) -> std::io::Result<()> {
+/// A keeper that was started before there is anything to keep, so that at no moment there is something without one.
+/// From when this is dropped, however that comes about, it waits for the lease.
+#[must_use = "it keeps nothing yet"]
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    /// Its end is what it waits for.
+    _line: Option<ChildStdin>,
+}
+
+/// Starts it, before the directory is made. Without `docker`, `setsid` or `flock` there is none, and the next boot's
+/// sweep does its work.
+pub(crate) fn start(
+    topology: &str,
+    directory: &Path,
+    socket: &Path,
+    idle: Duration,
+) -> std::io::Result<Waiting> {
     let started = Command::new("setsid")
         .args(["sh", "-c", SCRIPT, "wopr-keeper"])
         .arg(topology)
@@ -82,13 +98,15 @@ pub(crate) fn start(topology: &str, directory: &Path, socket: &Path, idle: Durat
         .arg(idle.as_secs().to_string())
         .env("DOCKER_HOST", format!("unix://{}", socket.display()))
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn();
     match started {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Ok(mut keeper) => Ok(Waiting {
+            _line: keeper.stdin.take(),
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Waiting { _line: None }),
         Err(error) => Err(error),
     }
 }
@@ -141,7 +159,7 @@ mod tests {
                 .args(["-c", SCRIPT, "wopr-keeper", "aa11bb"])
                 .arg(self.topology())
                 .arg("60");
-            keeper.env("PATH", path).spawn().unwrap()
+            keeper.env("PATH", path).stdin(Stdio::null()).spawn().unwrap()
         }
     }
 
@@ -198,6 +216,38 @@ mod tests {
         let slept = std::fs::read_to_string(world.note("slept")).unwrap();
         let first: u64 = slept.lines().next().unwrap().parse().unwrap();
         assert!(first <= 5, "it slept for {first} s");
+    }
+
+    #[test]
+    fn what_an_owner_made_who_ended_before_it_had_the_lease_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let topology = directory.path().join("aa11bb");
+        let socket = directory.path().join("docker.sock");
+        let docker = directory.path().join("docker");
+        std::fs::write(&docker, "#!/bin/sh\n").unwrap();
+        std::fs::set_permissions(&docker, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!(
+            "{}:{}",
+            directory.path().display(),
+            std::env::var("PATH").unwrap()
+        );
+        let mut keeper = Command::new("sh");
+        keeper
+            .args(["-c", SCRIPT, "wopr-keeper", "aa11bb"])
+            .arg(&topology)
+            .arg("60");
+        keeper
+            .env("PATH", path)
+            .env("DOCKER_HOST", &socket)
+            .stdin(Stdio::piped());
+        let mut keeper = keeper.spawn().unwrap();
+        let line = keeper.stdin.take();
+        std::fs::create_dir(&topology).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(keeper.try_wait().unwrap().is_none() && topology.exists());
+        drop(line);
+        keeper.wait().unwrap();
+        assert!(!topology.exists());
     }
 
     #[test]

@@ -30,10 +30,11 @@ impl Errand {
     pub(super) fn begin(engine: &Engine, dirs: &Dirs, kind: &str) -> Result<Self, ImageError> {
         let id = format!("{kind}-{:06x}", rand::rng().random_range(0..1 << 24));
         let directory = dirs.run.join(&id);
+        let keeper = keeper::start(&id, &directory, engine.socket(), Duration::ZERO);
+        let keeper = keeper.map_err(ImageError::io("start a keeper for", &directory))?;
         make_private(&directory)?;
         let lease = Held::make(&directory).map_err(ImageError::io("make the lease in", &directory))?;
-        let kept = keeper::start(&id, &directory, engine.socket(), Duration::ZERO);
-        kept.map_err(ImageError::io("start a keeper for", &directory))?;
+        drop(keeper);
         Ok(Self {
             id,
             owner: dirs.run.display().to_string(),

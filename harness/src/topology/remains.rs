@@ -132,10 +132,11 @@ impl Remains {
         idle: Duration,
     ) -> Result<Self, TopologyError> {
         let directory = dirs.run.join(topology);
+        let keeper = keeper::start(topology, &directory, engine.socket(), idle);
+        let keeper = keeper.map_err(TopologyError::io("start a keeper for", &directory))?;
         crate::dirs::make_private(&directory)?;
         let lease = Held::make(&directory).map_err(TopologyError::io("make the lease in", &directory))?;
-        let kept = keeper::start(topology, &directory, engine.socket(), idle);
-        kept.map_err(TopologyError::io("start a keeper for", &directory))?;
+        drop(keeper);
         Ok(Self::taken(engine, topology, directory, lease))
     }
 
