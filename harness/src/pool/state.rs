@@ -45,9 +45,9 @@ later() {
     END { for (i = 1; i <= NR; i++) { up = parent[order[i]]; if (name[up] ~ /^containerd-shim/ && before[up]++) print order[i], name[order[i]] } }' | sort
 }
 left=$(later)
-for look in 1 2 3 4 5 6; do
+for pause in 0.05 0.1 0.2 0.4 0.8 1.6; do
   [ -n "$left" ] || break
-  sleep 0.5
+  sleep $pause
   left=$({ echo "$left"; later; } | sort | uniq -d)
 done
 echo "$left" | sed -n 's/^[0-9]* /program in a container: /p'
