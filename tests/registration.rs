@@ -16,7 +16,7 @@ use wopr_harness::history::Status;
 use wopr_harness::machine::Role;
 use wopr_harness::seed::{self, NodeId, NodeSpec};
 use wopr_harness::testing::topology;
-use wopr_harness::watch::{self, Condition};
+use wopr_harness::watch::{self, Condition, Watch};
 use wopr_harness::{GPU, Service, Topology, VPS, clock::polls};
 
 const STAGES: [&str; 6] = [
@@ -315,6 +315,17 @@ async fn seed_fresh(topology: &Topology) -> Result<NodeId> {
     Ok(spec.id)
 }
 
+/// Ends a scenario of a node that was kept out: it gets in now.
+async fn a_retry_is_taken(topology: &Topology, mut watch: Watch<'_>) -> Result<()> {
+    assert_eq!(register_over_the_link(topology, "fresh", PATIENT).await?, taken());
+    watch
+        .until(watch::status(Status::Active))
+        .within(polls(1))
+        .await?;
+    watch.conclude().await?;
+    Ok(())
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Cut {
     Drop,
@@ -333,7 +344,7 @@ async fn a_registration_over_a_cut_link_changes_nothing_and_its_retry_is_taken(
 ) -> Result<()> {
     let topology = topology().await;
     let node = seed_fresh(&topology).await?;
-    let mut watch = topology.watch(&node).await?;
+    let watch = topology.watch(&node).await?;
 
     let link = topology.link(GPU, VPS);
     let cut = match cut {
@@ -346,16 +357,7 @@ async fn a_registration_over_a_cut_link_changes_nothing_and_its_retry_is_taken(
     let history = watch.history().await?;
     assert_eq!(history.rows("fresh").count(), 0, "{history}");
     cut.heal().await?;
-    assert_eq!(
-        register_over_the_link(&topology, "fresh", PATIENT).await?,
-        taken()
-    );
-    watch
-        .until(watch::status(Status::Active))
-        .within(polls(1))
-        .await?;
-    watch.conclude().await?;
-    Ok(())
+    a_retry_is_taken(&topology, watch).await
 }
 
 /// A toxic that lets nothing through, and closes the connection at once when there is something.
@@ -397,21 +399,17 @@ async fn a_registration_without_an_answer_is_taken_again(
         "no answer came\n{}",
         fault.receipt()
     );
-    let registered = || watch::status(Status::Active);
     if written {
-        watch.until(registered()).within(polls(3)).await?;
+        watch
+            .until(watch::status(Status::Active))
+            .within(polls(3))
+            .await?;
     } else {
         let history = watch.history().await?;
         assert_eq!(history.rows("fresh").count(), 0, "\n{history}");
     }
     fault.heal().await?;
-    assert_eq!(
-        register_over_the_link(&topology, "fresh", PATIENT).await?,
-        taken()
-    );
-    watch.until(registered()).within(polls(1)).await?;
-    watch.conclude().await?;
-    Ok(())
+    a_retry_is_taken(&topology, watch).await
 }
 
 #[rstest]
@@ -444,7 +442,7 @@ async fn a_registration_that_is_reset_in_the_middle_of_its_body_is_not_taken_and
 {
     let topology = topology().await;
     let node = seed_fresh(&topology).await?;
-    let mut watch = topology.watch(&node).await?;
+    let watch = topology.watch(&node).await?;
 
     // Ten seconds of sending, of which it gets one or so.
     let padding = "a".repeat(100_000);
@@ -462,16 +460,7 @@ async fn a_registration_that_is_reset_in_the_middle_of_its_body_is_not_taken_and
     let history = watch.history().await?;
     assert_eq!(history.rows("fresh").count(), 0, "\n{history}");
     cut.heal().await?;
-    assert_eq!(
-        register_over_the_link(&topology, "fresh", PATIENT).await?,
-        taken()
-    );
-    watch
-        .until(watch::status(Status::Active))
-        .within(polls(1))
-        .await?;
-    watch.conclude().await?;
-    Ok(())
+    a_retry_is_taken(&topology, watch).await
 }
 
 #[tokio::test]

@@ -153,13 +153,17 @@ mod tests {
         }
 
         fn keeper(&self) -> Child {
+            self.keeper_at(Stdio::null())
+        }
+
+        fn keeper_at(&self, line: Stdio) -> Child {
             let path = format!("{}:{}", self.0.path().display(), std::env::var("PATH").unwrap());
             let mut keeper = Command::new("sh");
             keeper
                 .args(["-c", SCRIPT, "wopr-keeper", "aa11bb"])
                 .arg(self.topology())
                 .arg("60");
-            keeper.env("PATH", path).stdin(Stdio::null()).spawn().unwrap()
+            keeper.env("PATH", path).stdin(line).spawn().unwrap()
         }
     }
 
@@ -220,27 +224,11 @@ mod tests {
 
     #[test]
     fn what_an_owner_made_who_ended_before_it_had_the_lease_is_removed() {
-        let directory = tempfile::tempdir().unwrap();
-        let topology = directory.path().join("aa11bb");
-        let socket = directory.path().join("docker.sock");
-        let docker = directory.path().join("docker");
-        std::fs::write(&docker, "#!/bin/sh\n").unwrap();
-        std::fs::set_permissions(&docker, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let path = format!(
-            "{}:{}",
-            directory.path().display(),
-            std::env::var("PATH").unwrap()
-        );
-        let mut keeper = Command::new("sh");
-        keeper
-            .args(["-c", SCRIPT, "wopr-keeper", "aa11bb"])
-            .arg(&topology)
-            .arg("60");
-        keeper
-            .env("PATH", path)
-            .env("DOCKER_HOST", &socket)
-            .stdin(Stdio::piped());
-        let mut keeper = keeper.spawn().unwrap();
+        let world = World::new();
+        let topology = world.topology();
+        world.program("docker", "");
+        std::fs::remove_dir_all(&topology).unwrap();
+        let mut keeper = world.keeper_at(Stdio::piped());
         let line = keeper.stdin.take();
         std::fs::create_dir(&topology).unwrap();
         std::thread::sleep(Duration::from_millis(200));

@@ -1,8 +1,6 @@
 //! A container's own layer: what it changed of its image, read off the files that the engine keeps of it. An engine
 //! that is asked for the same compares whole images, which takes a core a tenth of a second.
 
-use std::ffi::OsStr;
-
 use bollard::models::DriverData;
 
 use super::{Engine, EngineError};
@@ -86,7 +84,7 @@ impl Layer {
         std::fs::read_dir(&self.own).ok()?;
         let argv = Self::listing(&[self]);
         let (program, arguments) = argv.split_first()?;
-        let ran = tokio::process::Command::new(OsStr::new(program))
+        let ran = tokio::process::Command::new(program)
             .args(arguments)
             .kill_on_drop(true)
             .output()
