@@ -44,6 +44,8 @@ pub const LABEL_OWNER: &str = "wopr.owner";
 pub const LABEL_PID: &str = "wopr.pid";
 /// Label that names the image set of an image or a golden volume.
 pub const LABEL_IMAGE_SET: &str = "wopr.image-set";
+/// Label that names who makes a golden volume. Until the volume is sealed it goes with its maker.
+pub const LABEL_MAKER: &str = "wopr.maker";
 
 /// A connection to a Docker engine.
 #[derive(Debug, Clone)]

@@ -18,8 +18,8 @@ use std::path::PathBuf;
 use sha2::{Digest as _, Sha256};
 
 use crate::dirs::Dirs;
-use crate::engine::Engine;
-use crate::machine::golden_volume;
+use crate::engine::{Engine, EngineError, LABEL_MAKER};
+use crate::machine::{GOLDEN_PREFIX, golden_volume};
 use crate::profile::Profile;
 use crate::progress::Progress;
 use crate::service::Service;
@@ -59,6 +59,21 @@ impl ImageSet {
 
 fn seal(id: &str) -> String {
     format!("wopr/golden:{id}")
+}
+
+/// Golden volumes that `maker` began and has not sealed; the keeper looks for them in the same way.
+pub(crate) async fn half_made(engine: &Engine, maker: &str) -> Result<Vec<String>, EngineError> {
+    let mut half_made = Vec::new();
+    for volume in engine
+        .volumes_with_label(&format!("{LABEL_MAKER}={maker}"))
+        .await?
+    {
+        let id = volume.strip_prefix(GOLDEN_PREFIX).unwrap_or(&volume);
+        if engine.image(&seal(id)).await?.is_none() {
+            half_made.push(volume);
+        }
+    }
+    Ok(half_made)
 }
 
 /// Makes what is missing of the images and the golden volume of a profile. Takes seconds to minutes

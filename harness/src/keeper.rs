@@ -43,10 +43,19 @@ while [ $empty -lt 2 ] && [ $round -lt 600 ]; do
   # By name: a container that was being made while its volumes were removed makes them anew, without labels.
   if ! containers=$(docker ps --all --quiet --filter "$label") ||
     ! networks=$(docker network ls --quiet --filter "$label") ||
-    ! volumes=$(docker volume ls --quiet --filter "name=^wopr-$1-"); then
+    ! volumes=$(docker volume ls --quiet --filter "name=^wopr-$1-") ||
+    ! made=$(docker volume ls --quiet --filter "label=wopr.maker=$1"); then
     # An engine that does not answer, as while it restarts, is none that holds nothing.
     empty=0
-  elif [ -z "$containers$networks$volumes" ]; then
+    sleep 1
+    continue
+  fi
+  # A golden volume goes with its maker until it has its seal.
+  for volume in $made; do
+    seal=$(docker image ls --quiet "wopr/golden:${volume#wopr-golden-}") || continue
+    [ -n "$seal" ] || volumes="$volumes $volume"
+  done
+  if [ -z "$containers$networks$volumes" ]; then
     # A container that was being made when the owner ended comes a moment later.
     empty=$((empty + 1))
   else
@@ -220,6 +229,26 @@ mod tests {
         let slept = std::fs::read_to_string(world.note("slept")).unwrap();
         let first: u64 = slept.lines().next().unwrap().parse().unwrap();
         assert!(first <= 5, "it slept for {first} s");
+    }
+
+    #[test]
+    fn a_golden_volume_goes_with_its_maker_until_it_is_sealed() {
+        let world = World::new();
+        world.program(
+            "docker",
+            r#"
+            case "$*" in
+              *label=wopr.maker=aa11bb*)
+                echo wopr-golden-sealed wopr-golden-unknown
+                [ -e $world/removed ] || echo wopr-golden-half ;;
+              *wopr/golden:sealed) echo c0ffee ;;
+              *wopr/golden:unknown) exit 1 ;;
+              "volume rm "*) echo "$*" >>$world/removed ;;
+            esac"#,
+        );
+        world.keeper().wait().unwrap();
+        let removed = std::fs::read_to_string(world.note("removed")).unwrap();
+        assert_eq!(removed.trim(), "volume rm wopr-golden-half");
     }
 
     #[test]

@@ -378,9 +378,12 @@ impl Setting {
     }
 }
 
+/// What the names of golden volumes begin with; an image set's id follows.
+pub(crate) const GOLDEN_PREFIX: &str = "wopr-golden-";
+
 /// Name of an image set's golden volume.
 pub fn golden_volume(image_set: &str) -> String {
-    format!("wopr-golden-{image_set}")
+    format!("{GOLDEN_PREFIX}{image_set}")
 }
 
 /// The inner engine's socket in a machine's control directory.

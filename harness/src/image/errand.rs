@@ -43,6 +43,11 @@ impl Errand {
         })
     }
 
+    /// What its labels and names bear.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Where it keeps its files.
     pub(super) fn directory(&self) -> &Path {
         &self.directory

@@ -16,7 +16,7 @@ use super::errand::Errand;
 use super::{ImageError, ImageSet};
 use crate::control::Control;
 use crate::dirs::{self, Dirs};
-use crate::engine::{ContainerSpec, Engine, LABEL_IMAGE_SET, MountSpec, Privilege};
+use crate::engine::{ContainerSpec, Engine, LABEL_IMAGE_SET, LABEL_MAKER, MountSpec, Privilege};
 use crate::machine::{Role, engine_socket};
 use crate::progress::{Progress, Task};
 use crate::service::{Health, Service};
@@ -55,7 +55,8 @@ pub(crate) async fn ensure(
     for container in engine.containers_with_label(&label).await? {
         engine.remove_container(&container).await?;
     }
-    engine.remove_volume(&volume).await?;
+    // And the seal of one that somebody removed by hand: it would be this one's before that is whole.
+    super::remove(engine, &set.id).await?;
     let maker = Maker {
         engine,
         dirs,
@@ -63,19 +64,20 @@ pub(crate) async fn ensure(
         settings,
         errand: Errand::begin(engine, dirs, "golden")?,
     };
-    let labels = HashMap::from([(LABEL_IMAGE_SET.to_owned(), set.id.clone())]);
+    let labels = HashMap::from([
+        (LABEL_IMAGE_SET.to_owned(), set.id.clone()),
+        (LABEL_MAKER.to_owned(), maker.errand.id().to_owned()),
+    ]);
     engine.create_volume(&volume, labels).await?;
     let made = maker.make(progress).await;
-    maker.end().await?;
-    let bytes = match made {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            engine.remove_volume(&volume).await?;
-            return Err(error);
-        }
-    };
-    engine.tag(&set.machine, &set.seal()).await?;
-    Ok(Made::Now { bytes })
+    maker.remove_machines().await?;
+    match made {
+        Ok(_) => engine.tag(&set.machine, &set.seal()).await?,
+        Err(_) => engine.remove_volume(&volume).await?,
+    }
+    // Last: until then its keeper removes a volume without a seal, if this process is killed.
+    maker.errand.end()?;
+    made.map(|bytes| Made::Now { bytes })
 }
 
 struct Maker<'a> {
@@ -244,7 +246,7 @@ impl Maker<'_> {
     }
 
     /// Takes away the machines; the volume stays.
-    async fn end(self) -> Result<(), ImageError> {
+    async fn remove_machines(&self) -> Result<(), ImageError> {
         for part in ["images", "vps", "gpu"] {
             let name = self.errand.name(part);
             let state = self.engine.container(&name).await?;
@@ -257,6 +259,6 @@ impl Maker<'_> {
                 self.engine.remove_volume(&volume).await?;
             }
         }
-        self.errand.end()
+        Ok(())
     }
 }

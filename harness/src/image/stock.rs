@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{ImageError, ImageSet, remove};
 use crate::dirs::Dirs;
 use crate::engine::{Engine, LABEL_IMAGE_SET};
+use crate::machine::GOLDEN_PREFIX;
 
 /// An image set on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,9 +93,7 @@ pub(super) fn note(dirs: &Dirs, set: &ImageSet, made: Option<u64>) -> Result<(),
 /// [`ImageError::Engine`].
 pub async fn list(engine: &Engine, dirs: &Dirs) -> Result<Vec<Stocked>, ImageError> {
     let volumes = engine.volumes_by_age(LABEL_IMAGE_SET).await?;
-    let ids = volumes
-        .iter()
-        .filter_map(|name| name.strip_prefix("wopr-golden-"));
+    let ids = volumes.iter().filter_map(|name| name.strip_prefix(GOLDEN_PREFIX));
     let set = |id: &str| {
         let path = file(dirs, id);
         let noted = std::fs::read(&path).ok();

@@ -13,6 +13,7 @@ use crate::by_hand;
 use crate::control::Control;
 use crate::dirs::Dirs;
 use crate::engine::{Engine, EngineError, LABEL_TOPOLOGY};
+use crate::image;
 use crate::keeper;
 use crate::lease::Held;
 use crate::machine::BY_HAND;
@@ -51,12 +52,13 @@ impl Leftovers {
     /// What of `topology` is on the host.
     pub(crate) async fn of(engine: &Engine, topology: &str) -> Result<Self, EngineError> {
         let label = format!("{LABEL_TOPOLOGY}={topology}");
-        let (containers, networks, volumes) = tokio::try_join!(
+        let (containers, networks, mut volumes, half_made) = tokio::try_join!(
             engine.containers_with_label(&label),
             engine.networks_with_label(&label),
             engine.volumes_with_label(&label),
+            image::half_made(engine, topology),
         )?;
-        let mut volumes = volumes;
+        volumes.extend(half_made);
         if topology != BY_HAND {
             // A container that was being made while its volumes were removed makes them anew, without labels.
             let named = engine.volumes_with_prefix(&format!("wopr-{topology}-")).await?;
