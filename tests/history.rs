@@ -231,7 +231,7 @@ async fn the_connections_of_a_link_with_a_toxic_are_in_its_history() -> Result<(
             _ => None,
         })
         .collect();
-    assert!(!connections.is_empty(), "{history}");
+    let mut ended = 0;
     for connection in connections {
         let [toxic] = connection.toxics.as_slice() else {
             bail!("not one toxic: {connection}");
@@ -241,15 +241,16 @@ async fn the_connections_of_a_link_with_a_toxic_are_in_its_history() -> Result<(
             connection.bytes_up > 0 && connection.bytes_down > 0,
             "{connection}"
         );
-        let closed = connection
-            .closed_us
-            .context("a healed link has no connection left")?;
-        assert!(closed - connection.opened_us >= 20_000, "{connection}");
+        // One that a client keeps for its next request ends when that has waited long enough.
+        let lasted = connection.closed_us.map(|closed| closed - connection.opened_us);
+        ended += usize::from(lasted.is_some());
+        assert!(lasted.is_none_or(|lasted| lasted >= 20_000), "{connection}");
         assert!(
             connection.client.starts_with(&topology.address(&VPS).to_string()),
             "{connection}"
         );
     }
+    assert!(ended > 0, "{history}");
     watch.conclude().await?;
     Ok(())
 }

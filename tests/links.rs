@@ -35,8 +35,7 @@ async fn latency_counts_towards_the_five_seconds(
         .port(8080)
         .toxic(toxic, Stream::Downstream)
         .await?;
-    let row = watch.next_whole_poll().await?;
-    assert_eq!(row.health()["llama"], verdict, "{row:?}\n{}", slow.receipt());
+    let row = watch.found(health("llama", verdict)).await?;
     assert_eq!(
         row.host.as_deref(),
         Some(topology.address(&GPU).to_string().as_str()),

@@ -2,9 +2,11 @@
 
 #![allow(dead_code, reason = "each file of tests uses a part")]
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use reqwest::Client;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -17,6 +19,13 @@ pub const ROUTE: &str = "/internal/gpu/register";
 
 /// What a server on a busy host has for an answer. Real time.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// For all registrations, and for tests with runtimes of their own: no connection is kept. Each client takes a while to
+/// make, in which a connection of another that was made before would wait longer than a server on a fast clock allows.
+static CLIENT: LazyLock<Client> = LazyLock::new(|| {
+    let client = Client::builder().pool_max_idle_per_host(0).build();
+    client.expect("a client with no settings that may fail")
+});
 
 /// A registration, as a node's cloud-init sends it unless it is changed.
 pub struct Registration<'a> {
@@ -39,7 +48,7 @@ impl<'a> Registration<'a> {
     }
 
     pub async fn send(self) -> Result<(u16, Value)> {
-        let mut request = reqwest::Client::new()
+        let mut request = CLIENT
             .post(self.topology.url(3100, self.path))
             .timeout(PATIENCE)
             .header(CONTENT_TYPE, self.content_type)

@@ -9,6 +9,7 @@ use wopr_machine::protocol::{Found, NameAnswer, Reply, Request};
 
 use super::sight::others_are_in_effect;
 use super::{Applying, Fault, FaultError};
+use crate::clock::PlatformTime;
 use crate::control::ControlError;
 use crate::history::{Bearing, Meaning};
 use crate::machine::{GPU, RunningMachine, VPS};
@@ -19,6 +20,10 @@ use crate::topology::Topology;
 const PATIENCE: Duration = Duration::from_millis(600);
 /// The engine's resolver, which stands between, gives a slow server this long.
 const RESOLVER: Duration = Duration::from_secs(4);
+
+/// The C library's, which asks twice, gives a silent server this long each time. It is told the true time, whatever
+/// platform-api's clock says.
+const C_LIBRARY: PlatformTime = PlatformTime(Duration::from_secs(5));
 
 /// A name, as platform-api sees it.
 #[derive(Debug, Clone)]
@@ -143,12 +148,22 @@ impl NameBefore {
 }
 
 impl DnsName<'_> {
-    /// Nobody answers for it.
+    /// Nobody answers for it. Where platform-api's clock is fast, its resolver is told so (SERVFAIL) once it has waited
+    /// for five seconds of that clock, for each of the two times that it asks: by its own clock, the true one, it would
+    /// wait for five minutes of platform-api's, which no production host does, and hold up all look-ups meanwhile.
     ///
     /// # Errors
     /// [`FaultError`].
     pub async fn unanswered(&self) -> Result<Fault, FaultError> {
-        self.answer("silence", NameAnswer::Silence).await
+        let wait = self.topology.rate().real(C_LIBRARY);
+        let with = if wait < C_LIBRARY.0 {
+            NameAnswer::FailureAfter {
+                wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+            }
+        } else {
+            NameAnswer::Silence
+        };
+        self.answer("silence", with).await
     }
 
     /// There is no such name (NXDOMAIN).
@@ -250,6 +265,7 @@ fn patience(with: NameAnswer) -> Duration {
         NameAnswer::Late { by_ms } => PATIENCE + Duration::from_millis(by_ms),
         // The resolver asks a failing server again before it says so.
         NameAnswer::Failure => PATIENCE + RESOLVER,
+        NameAnswer::FailureAfter { wait_ms } => PATIENCE + RESOLVER + Duration::from_millis(wait_ms),
         _ => PATIENCE,
     }
 }
@@ -259,6 +275,9 @@ fn is_in_effect(with: NameAnswer, before: &LookUp, after: &LookUp) -> bool {
         NameAnswer::Silence => after.found == Found::NoAnswer,
         NameAnswer::Unknown => after.found == Found::Unknown,
         NameAnswer::Failure => after.found == Found::Failure,
+        NameAnswer::FailureAfter { wait_ms } => {
+            after.found == Found::Failure && after.took >= Duration::from_millis(wait_ms)
+        }
         NameAnswer::Address { address } => after.found == Found::Address { address },
         NameAnswer::Late { by_ms } => {
             let late = after.took >= Duration::from_millis(by_ms);

@@ -17,6 +17,13 @@ pub enum Status {
     Destroying,
 }
 
+impl Status {
+    /// Whether the node is still being made. At which stage one of the two becomes the other the contract leaves open.
+    pub fn is_in_the_making(self) -> bool {
+        matches!(self, Self::Provisioning | Self::Bootstrapping)
+    }
+}
+
 /// Health of one service, as the watchdog writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -18,6 +18,8 @@ struct Life {
     /// Creations of its droplet that the cloud accepted.
     created: usize,
     waited: bool,
+    /// When its provisioning failed, until its row says why: in the same write or another.
+    unexplained: Option<i64>,
     last: Option<NodeRow>,
 }
 
@@ -43,7 +45,7 @@ pub(super) fn judge(history: &History, node: &str) -> Vec<Breach> {
                 }
             }
             What::Row(row) if row.id == node => {
-                life.row(row, &mut breach);
+                life.row(event.at_us, row, &mut breach);
                 life.last = Some((**row).clone());
             }
             What::Deleted(id) if id == node => {
@@ -55,16 +57,26 @@ pub(super) fn judge(history: &History, node: &str) -> Vec<Breach> {
                         "its row was removed before the cloud had removed droplet {droplet}"
                     ));
                 }
+                breaches.extend(life.silence());
                 life = Life::default();
             }
             _ => {}
         }
     }
+    breaches.extend(life.silence());
     breaches
 }
 
 impl Life {
-    fn row(&mut self, row: &NodeRow, breach: &mut impl FnMut(String)) {
+    /// A failure that nobody was told the reason of.
+    fn silence(&self) -> Option<Breach> {
+        self.unexplained.map(|at_us| Breach {
+            at_us,
+            what: "its provisioning failed, and its row does not say why".to_owned(),
+        })
+    }
+
+    fn row(&mut self, at: i64, row: &NodeRow, breach: &mut impl FnMut(String)) {
         let before = self.last.as_ref();
         if before.is_none() {
             self.ordered = row.status == Status::Provisioning && row.provision_stage == CREATING;
@@ -90,16 +102,18 @@ impl Life {
             }
             self.waited |= stage == WAITING_ACTIVE;
         }
-        if before.status == Status::Provisioning && row.status != before.status {
-            let failed_silently = row.status == Status::Failed && row.last_error.is_none();
-            if failed_silently {
-                breach("its provisioning failed, and its row does not say why".to_owned());
+        if before.status.is_in_the_making() && row.status != before.status {
+            if row.status == Status::Failed {
+                self.unexplained = Some(at);
             }
             if row.status == Status::Active && stage != DONE {
                 breach(format!(
                     "it became active at stage {stage}, and was not registered as done"
                 ));
             }
+        }
+        if row.last_error.is_some() {
+            self.unexplained = None;
         }
     }
 }
@@ -231,12 +245,30 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_that_says_why_is_allowed() {
-        let events = vec![
-            row(Status::Provisioning, "creating", None),
-            row(Status::Failed, "creating", Some("500")),
-        ];
-        assert_eq!(judged(events), Vec::<String>::new());
+    fn a_failure_that_says_why_is_allowed_in_one_write_or_two() {
+        let making = row(Status::Provisioning, "creating", None);
+        let failed = |error| row(Status::Failed, "creating", error);
+        let why = Some("500");
+        assert_eq!(judged(vec![making.clone(), failed(why)]), Vec::<String>::new());
+        assert_eq!(
+            judged(vec![making, failed(None), failed(why)]),
+            Vec::<String>::new()
+        );
+    }
+
+    #[test]
+    fn a_node_may_be_called_bootstrapping_while_it_is_made() {
+        let mut events = whole();
+        for stage in [3, 4] {
+            let What::Row(row) = &mut events[stage] else {
+                panic!("a stage is a row")
+            };
+            row.status = Status::Bootstrapping;
+        }
+        assert_eq!(judged(events.clone()), Vec::<String>::new());
+        events[5] = row(Status::Active, "registering", None);
+        let told = "it became active at stage registering, and was not registered as done";
+        assert_eq!(judged(events), [told]);
     }
 
     #[test]

@@ -390,7 +390,8 @@ fn is_foreign(before: &NodeRow, row: &NodeRow) -> bool {
     let made_up = row.updated_at == before.updated_at && row.service_health != before.service_health;
     // A removal is an operator's, and what it fails with is told, as a failed provisioning is.
     let removed = [before.status, row.status].contains(&Status::Destroying);
-    (row.status != before.status && (made_up || removed || row.last_error != before.last_error))
+    let being_made = before.status.is_in_the_making() && row.status.is_in_the_making();
+    (row.status != before.status && (made_up || removed || being_made || row.last_error != before.last_error))
         || (row.service_health.is_none() && before.service_health.is_some())
         || row.provision_stage != before.provision_stage
         || row.host != before.host
