@@ -184,6 +184,25 @@ async fn one_more_than_tests_hold_boots_ahead_of_demand() -> Result<()> {
 }
 
 #[tokio::test]
+async fn what_boots_ahead_of_demand_stays_as_long_as_tests_come_one_by_one() -> Result<()> {
+    let pool = Pool {
+        idle: Duration::from_secs(8),
+        ..Pool::of(2)?.with("WOPR_POOL_AHEAD", "1")
+    };
+    let said = pool.play("lease give").await?;
+    let first = id(&said[0])?.to_owned();
+    let both = [until_another(&pool, &first).await?, first];
+    let began = Instant::now();
+    while began.elapsed() < pool.idle + Duration::from_secs(4) {
+        pool.play("lease give").await?;
+    }
+    for id in both {
+        assert!(pool.run.path().join(&id).join("idle").exists(), "{id} is gone");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_boots_ahead_of_demand_goes_with_a_killed_test() -> Result<()> {
     let pool = Pool {
         idle: Duration::from_secs(2),

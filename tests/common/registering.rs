@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use reqwest::Client;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE};
 use serde_json::{Value, json};
@@ -22,10 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// For all registrations, and for tests with runtimes of their own: no connection is kept. Each client takes a while to
 /// make, in which a connection of another that was made before would wait longer than a server on a fast clock allows.
-static CLIENT: LazyLock<Client> = LazyLock::new(|| {
-    let client = Client::builder().pool_max_idle_per_host(0).build();
-    client.expect("a client with no settings that may fail")
-});
+static CLIENT: LazyLock<reqwest::Result<Client>> =
+    LazyLock::new(|| Client::builder().pool_max_idle_per_host(0).build());
 
 /// A registration, as a node's cloud-init sends it unless it is changed.
 pub struct Registration<'a> {
@@ -48,7 +46,8 @@ impl<'a> Registration<'a> {
     }
 
     pub async fn send(self) -> Result<(u16, Value)> {
-        let mut request = CLIENT
+        let client = CLIENT.as_ref().map_err(|error| anyhow!("no client: {error}"))?;
+        let mut request = client
             .post(self.topology.url(3100, self.path))
             .timeout(PATIENCE)
             .header(CONTENT_TYPE, self.content_type)

@@ -47,6 +47,9 @@ impl Ahead {
     /// Boots one, if `wanted` are not there and the pool may have `most`. What fails of it is told of, and no
     /// test's concern.
     pub(super) fn start(plan: &Plan, key: &str, most: usize, wanted: usize) -> Option<Self> {
+        // Else one that the tests have not come to need would go when its time is over, and be booted anew, as long as
+        // they go on one by one.
+        member::renew(&plan.dirs.run, key, wanted);
         let enough =
             || member::idle(&plan.dirs.run, key).len() >= wanted || member::count(&plan.dirs.run) >= most;
         // One at a time for each pool: several at once would slow the tests down that they are made for.
