@@ -201,6 +201,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// How long platform-api has for an answer to be begun.
 const ANSWER: Duration = Duration::from_secs(3);
+/// One request of those: it may fall into the moment in which a container gets its network, and is never answered then.
+const ATTEMPT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(25);
 
 /// Where platform-api's time is told: in the Date of its answers.
@@ -219,7 +221,7 @@ impl Dial {
     pub(crate) async fn time(&self) -> Result<SystemTime, ClockError> {
         let began = Instant::now();
         let answer = loop {
-            match self.http.get(&self.url).send().await {
+            match self.http.get(&self.url).timeout(ATTEMPT).send().await {
                 Ok(answer) => break answer,
                 Err(error) if began.elapsed() > ANSWER => return Err(ClockError::NoAnswer(chain(&error))),
                 Err(_) => tokio::time::sleep(PAUSE).await,

@@ -16,6 +16,9 @@ use crate::service::{Health, Service};
 pub const HEALTH_PATIENCE: Duration = Duration::from_secs(90);
 /// A machine's published port accepts before its service listens: an attempt must not hang on that.
 const ATTEMPT: Duration = Duration::from_secs(5);
+/// The first attempt of a wait, which may fall into the moment in which a service's container gets its network, and is
+/// never answered then. Each after it that is not answered has twice as long: a busy host may need that.
+const FIRST_ATTEMPT: Duration = Duration::from_millis(400);
 const PAUSE: Duration = Duration::from_millis(15);
 /// A service that has ended so often will not come up: the engine's pauses between add up to 6 s by
 /// then. One that waits for the database may end a few times.
@@ -49,16 +52,25 @@ impl Topology {
 
     /// The same on one machine of several that have the service.
     pub async fn health_on(&self, machine: &RunningMachine, service: Service) -> ServiceHealth {
-        let asked = tokio::time::timeout(ATTEMPT, async {
+        let asked = self.ask(machine, service, ATTEMPT).await;
+        asked.unwrap_or_else(|| ServiceHealth::Down(format!("no answer within {} s", ATTEMPT.as_secs())))
+    }
+
+    /// None where there is no answer in time.
+    async fn ask(
+        &self,
+        machine: &RunningMachine,
+        service: Service,
+        patience: Duration,
+    ) -> Option<ServiceHealth> {
+        let asked = tokio::time::timeout(patience, async {
             match service.health() {
                 Health::Query => self.query().await,
                 Health::Get { port, path, .. } if machine.is_light() => ask_itself(machine, port, path).await,
                 Health::Get { port, path, host } => self.get(machine, port, path, host).await,
             }
         });
-        asked
-            .await
-            .unwrap_or_else(|_| ServiceHealth::Down(format!("no answer within {} s", ATTEMPT.as_secs())))
+        asked.await.ok()
     }
 
     async fn query(&self) -> ServiceHealth {
@@ -135,9 +147,17 @@ impl Topology {
         service: Service,
     ) -> Result<(), TopologyError> {
         let began = Instant::now();
-        let mut looked = began;
+        let (mut looked, mut patience) = (began, FIRST_ATTEMPT);
         loop {
-            match self.health_on(machine, service).await {
+            let answer = match self.ask(machine, service, patience).await {
+                Some(answer) => answer,
+                None => {
+                    let waited = patience.as_millis();
+                    patience = (patience * 2).min(ATTEMPT);
+                    ServiceHealth::Down(format!("no answer within {waited} ms"))
+                }
+            };
+            match answer {
                 ServiceHealth::Ok => return Ok(()),
                 ServiceHealth::Down(answer) if began.elapsed() > HEALTH_PATIENCE => {
                     return Err(unhealthy(machine, service, began.elapsed(), answer).await);
