@@ -71,12 +71,13 @@ fn streaming(topology: &Topology, tokens: u32) -> String {
     format!("--json '{body}' {url}")
 }
 
-/// The same, but under way for many seconds on any host: each token brings its twenty likeliest, and the client
-/// reads slower than the server writes. What lies in between, it has read before its limit.
+/// The same, but under way for many seconds on any host: each token brings its two hundred likeliest, thirty megabytes
+/// in all, of which the client takes one a second. The kernels between hold a few; a server whose whole answer they held
+/// would be done with it before it is killed. What they hold, the client has read before its limit.
 fn streaming_for_long(topology: &Topology) -> String {
     let arguments = streaming(topology, 1900);
-    let wordy = arguments.replacen('{', r#"{"logprobs":true,"top_logprobs":20,"#, 1);
-    format!("--max-time 20 --limit-rate 300k {wordy}")
+    let wordy = arguments.replacen('{', r#"{"logprobs":true,"top_logprobs":200,"#, 1);
+    format!("--max-time 25 --limit-rate 1M {wordy}")
 }
 
 /// The arguments of an upload of the recording.
