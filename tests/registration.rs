@@ -318,8 +318,13 @@ async fn seed_fresh(topology: &Topology) -> Result<NodeId> {
 }
 
 /// Ends a scenario of a node that was kept out: it gets in now.
-async fn a_retry_is_taken(topology: &Topology, mut watch: Watch<'_>) -> Result<()> {
+async fn a_retry_is_taken(topology: &Topology, watch: Watch<'_>) -> Result<()> {
     assert_eq!(register_over_the_link(topology, "fresh", PATIENT).await?, taken());
+    it_is_active(watch).await
+}
+
+/// Ends a scenario of a node that was registered as done.
+async fn it_is_active(mut watch: Watch<'_>) -> Result<()> {
     watch
         .until(watch::status(Status::Active))
         .within(polls(1))
@@ -422,7 +427,7 @@ async fn a_registration_without_an_answer_is_taken_again(
 async fn a_registration_over_a_slow_link_is_taken(#[case] toxic: Toxic) -> Result<()> {
     let topology = topology().await;
     let node = seed_fresh(&topology).await?;
-    let mut watch = topology.watch(&node).await?;
+    let watch = topology.watch(&node).await?;
 
     let link = topology.link(GPU, VPS).port(3100);
     let _there = link.toxic(toxic, Stream::Upstream).await?;
@@ -431,12 +436,7 @@ async fn a_registration_over_a_slow_link_is_taken(#[case] toxic: Toxic) -> Resul
     let body = json!({ "nodeId": node.as_str(), "padding": padding }).to_string();
     let more = format!("--max-time {}", PATIENT.as_secs());
     assert_eq!(curl_of(&topology, &body, &more)?.await?, taken());
-    watch
-        .until(watch::status(Status::Active))
-        .within(polls(1))
-        .await?;
-    watch.conclude().await?;
-    Ok(())
+    it_is_active(watch).await
 }
 
 #[tokio::test]
