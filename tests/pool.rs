@@ -6,6 +6,8 @@
 mod players;
 
 use std::collections::BTreeSet;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -28,6 +30,20 @@ async fn a_topology_that_was_given_back_is_leased_again_across_processes() -> Re
         .collect::<Result<_>>()?;
     assert_eq!(ids.len(), 1, "{first:?} {second:?}");
     assert!(second[0].ends_with("with 0 rows"), "{second:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_keeper_that_looks_at_a_lease_keeps_nobody_from_it() -> Result<()> {
+    let programs = tempfile::tempdir()?;
+    // What the keeper looks with takes its time, as on a busy host.
+    let slow = programs.path().join("stat");
+    std::fs::write(&slow, "#!/bin/sh\nsleep 0.3\nexec /usr/bin/stat \"$@\"\n")?;
+    std::fs::set_permissions(&slow, Permissions::from_mode(0o755))?;
+    let path = format!("{}:{}", programs.path().display(), std::env::var("PATH")?);
+    let pool = Pool::of(2)?.with("PATH", path);
+    let said = pool.play("lease give lease give").await?;
+    assert_eq!(id(&said[0])?, id(&said[2])?, "{said:?}");
     Ok(())
 }
 

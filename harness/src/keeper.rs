@@ -14,23 +14,32 @@ use std::time::Duration;
 /// that removes nothing for ten minutes is the next boot's to deal with.
 const SCRIPT: &str = r#"
 command -v docker >/dev/null || exit
+# Seconds that it may be idle yet.
+left() {
+  echo $(($(stat --format %Y "$2/idle" 2>/dev/null || echo 0) + $3 - $(date +%s)))
+}
 # Until the owner holds the lease, or has ended before that.
 read -r _
 # For reading: opened for writing, a lease that its holder is just removing would be made anew. `command`, since
 # a shell ends where exec cannot open.
 while command exec 9<"$2/lease"; do
-  flock 9
+  # Shared: whoever wants the topology sees that this looks and does not hold it.
+  flock --shared 9
   # Whoever removed it held it until now, and removes the rest.
   [ -e "$2/lease" ] || break
-  idle_since=$(stat --format %Y "$2/idle" 2>/dev/null || echo 0)
-  left=$((idle_since + $3 - $(date +%s)))
+  left=$(left "$@")
   if [ $left -le 0 ]; then
+    # Somebody else may have it by now.
+    flock --nonblock 9 || continue
+    [ -e "$2/lease" ] || break
+    [ $(left "$@") -le 0 ] || continue
     echo "its keeper, which removes it" >"$2/holder"
+    rm -f "$2/idle"
     break
   fi
   exec 9<&-
-  # In steps: somebody else may remove the topology long before. Without the lease, which whoever wants the topology
-  # would find held for a moment at each step.
+  # In steps: somebody else may remove the topology long before. Without the lease, for which whoever wants the
+  # topology waits until this has looked.
   while [ $left -gt 0 ] && [ -e "$2/lease" ]; do
     step=$((left < 5 ? left : 5))
     sleep $step

@@ -2,11 +2,12 @@
 //!
 //! The kernel lets go of the lock however the holder ends, SIGKILL included. Three look at it: whoever wants
 //! the topology next, the keeper that removes what a dead holder left, and the topology's own machines,
-//! which end by themselves when nobody has held it for a while.
+//! which end by themselves when nobody has held it for a while. A holder's lock is exclusive and a look's is shared,
+//! so that the one is told from the other.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Name of the file in a topology's directory.
 pub(crate) const FILE: &str = "lease";
@@ -15,6 +16,11 @@ pub(crate) const FILE: &str = "lease";
 const IDLE: &str = "idle";
 /// Name of the file that says who holds it, for people.
 const HOLDER: &str = "holder";
+/// How long whoever wants a lease waits for those that look at it. A look is over within a few milliseconds, or
+/// starts a program or two meanwhile, on a busy host.
+const LOOKS: Duration = Duration::from_secs(2);
+/// How long it waits between two attempts.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// A lease that this process holds; let go when this is dropped.
 #[derive(Debug)]
@@ -39,7 +45,7 @@ impl Held {
     /// Takes a topology that nobody holds, whatever its state; `None` where somebody does, or it is gone.
     pub(crate) fn take(directory: &Path) -> Option<Self> {
         let lock = File::options().write(true).open(directory.join(FILE)).ok()?;
-        lock.try_lock().ok()?;
+        lock_past_looks(&lock).ok()?;
         // Whoever removed it held it until now: the name leads nowhere any more.
         directory.join(FILE).exists().then(|| Self {
             lock,
@@ -66,6 +72,32 @@ impl Held {
 
     fn say_who(&self) -> std::io::Result<()> {
         std::fs::write(self.directory.join(HOLDER), who())
+    }
+}
+
+/// Locks a lease that nobody holds; those that just look at it are waited for.
+fn lock_past_looks(lease: &File) -> Result<(), TryLockError> {
+    let began = Instant::now();
+    loop {
+        match lease.try_lock() {
+            Err(TryLockError::WouldBlock) if began.elapsed() < LOOKS => {
+                // Nobody looks at what somebody holds: that is what ends this.
+                lease.try_lock_shared()?;
+                lease.unlock().map_err(TryLockError::Error)?;
+                std::thread::sleep(PAUSE);
+            }
+            settled => return settled,
+        }
+    }
+}
+
+/// Lets a topology that is idle last as long again. One that somebody takes meanwhile is renewed by that.
+pub(crate) fn renew(directory: &Path) {
+    // Without the lock, which would keep those away who want it. Neither file is made anew.
+    for file in [IDLE, FILE] {
+        let opened = File::options().write(true).open(directory.join(file));
+        // What cannot be renewed goes when its time is over.
+        let _ = opened.and_then(|file| file.set_modified(SystemTime::now()));
     }
 }
 
@@ -110,7 +142,7 @@ pub(crate) enum Standing {
 /// Looks at the lease of a topology.
 pub(crate) fn standing(directory: &Path) -> Standing {
     let lock = File::options().write(true).open(directory.join(FILE));
-    if lock.is_ok_and(|lock| lock.try_lock().is_err()) {
+    if lock.is_ok_and(|lock| lock.try_lock_shared().is_err()) {
         let by = std::fs::read_to_string(directory.join(HOLDER));
         return Standing::Held {
             by: by.unwrap_or_else(|_| "a running process".to_owned()),
@@ -141,6 +173,51 @@ mod tests {
         let again = Held::take_idle(dir.path()).unwrap();
         assert!(Held::take_idle(dir.path()).is_none());
         drop(again);
+    }
+
+    #[test]
+    fn whoever_looks_at_a_lease_keeps_nobody_from_it() {
+        let dir = tempfile::tempdir().unwrap();
+        Held::make(dir.path()).unwrap().let_go().unwrap();
+        let look = File::open(dir.path().join(FILE)).unwrap();
+        look.lock_shared().unwrap();
+        assert!(matches!(standing(dir.path()), Standing::Idle { .. }));
+        std::thread::scope(|scope| {
+            let taken = scope.spawn(|| Held::take_idle(dir.path()));
+            std::thread::sleep(Duration::from_millis(50));
+            look.unlock().unwrap();
+            assert!(taken.join().unwrap().is_some());
+        });
+    }
+
+    #[test]
+    fn what_is_renewed_is_as_if_it_was_let_go_of_now() {
+        let dir = tempfile::tempdir().unwrap();
+        Held::make(dir.path()).unwrap().let_go().unwrap();
+        let long_ago = SystemTime::now() - Duration::from_secs(50);
+        for file in [IDLE, FILE] {
+            let file = File::options().write(true).open(dir.path().join(file)).unwrap();
+            file.set_modified(long_ago).unwrap();
+        }
+        renew(dir.path());
+        let Standing::Idle { since } = standing(dir.path()) else {
+            panic!("{:?}", standing(dir.path()));
+        };
+        let lease = std::fs::metadata(dir.path().join(FILE))
+            .unwrap()
+            .modified()
+            .unwrap();
+        assert!(since < Duration::from_secs(40), "{since:?}");
+        assert!(lease > long_ago);
+    }
+
+    #[test]
+    fn what_is_held_is_not_let_go_of_by_renewing_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = Held::make(dir.path()).unwrap();
+        renew(dir.path());
+        drop(held);
+        assert_eq!(standing(dir.path()), Standing::Dead);
     }
 
     #[test]

@@ -60,11 +60,7 @@ impl Member {
 /// Lets the first `wanted` members that are idle last as long again: they are what the next test is to find.
 pub(super) fn renew(run: &Path, key: &str, wanted: usize) {
     for member in idle(run, key).iter().take(wanted) {
-        // One that somebody takes meanwhile is renewed by that.
-        if let Some(held) = Held::take_idle(&member.directory) {
-            // What cannot be let go of counts as left by a dead holder, and goes.
-            let _ = held.let_go();
-        }
+        lease::renew(&member.directory);
     }
 }
 
