@@ -23,14 +23,14 @@ read -r _
 # For reading: opened for writing, a lease that its holder is just removing would be made anew. `command`, since
 # a shell ends where exec cannot open.
 while command exec 9<"$2/lease"; do
-  # Shared: whoever wants the topology sees that this looks and does not hold it.
+  # As the machines do: it waits for as long as somebody holds it, and takes nothing from who comes next.
   flock --shared 9
-  # Whoever removed it held it until now, and removes the rest.
-  [ -e "$2/lease" ] || break
+  flock --unlock 9
   left=$(left "$@")
   if [ $left -le 0 ]; then
     # Somebody else may have it by now.
     flock --nonblock 9 || continue
+    # Whoever removed it held it until now, and removes the rest.
     [ -e "$2/lease" ] || break
     [ $(left "$@") -le 0 ] || continue
     echo "its keeper, which removes it" >"$2/holder"
@@ -38,8 +38,7 @@ while command exec 9<"$2/lease"; do
     break
   fi
   exec 9<&-
-  # In steps: somebody else may remove the topology long before. Without the lease, for which whoever wants the
-  # topology waits until this has looked.
+  # In steps: somebody else may remove the topology long before.
   while [ $left -gt 0 ] && [ -e "$2/lease" ]; do
     step=$((left < 5 ? left : 5))
     sleep $step

@@ -16,8 +16,7 @@ pub(crate) const FILE: &str = "lease";
 const IDLE: &str = "idle";
 /// Name of the file that says who holds it, for people.
 const HOLDER: &str = "holder";
-/// How long whoever wants a lease waits for those that look at it. A look is over within a few milliseconds, or
-/// starts a program or two meanwhile, on a busy host.
+/// How long whoever wants a lease waits for those that look at it, which a busy host may stop in the middle of a look.
 const LOOKS: Duration = Duration::from_secs(2);
 /// How long it waits between two attempts.
 const PAUSE: Duration = Duration::from_millis(1);
